@@ -1,0 +1,8 @@
+//! Models on one machine: GGUF -> tokens -> logits -> text.
+//!
+//! Knows no network, no async, no environment variables and no printing: threads, channels, plain types.
+#![deny(unsafe_code)]
+
+pub mod request;
+
+pub use request::*;

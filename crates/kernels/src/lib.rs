@@ -1,0 +1,1 @@
+//! Arithmetic on quantized blocks, one implementation per instruction set, chosen at run time.

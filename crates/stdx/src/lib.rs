@@ -1,0 +1,2 @@
+//! What the standard library lacks: units, atomic file writes, a seeded generator. No domain nouns.
+#![forbid(unsafe_code)]

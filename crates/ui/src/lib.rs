@@ -1,0 +1,2 @@
+//! The web pages' files, embedded in the binary.
+#![forbid(unsafe_code)]

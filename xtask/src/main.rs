@@ -1,0 +1,4 @@
+//! The chores of this repository: test, synth, conformance, peers.
+#![forbid(unsafe_code)]
+
+fn main() {}
