@@ -115,15 +115,13 @@ impl Gguf {
 
     fn join(parts: Vec<(Bytes, Part)>, path: Option<PathBuf>) -> Result<Gguf, GgufError> {
         let mut files = Vec::with_capacity(parts.len());
-        let mut tensors = Vec::new();
+        let tensor_count = parts.iter().map(|(_, part)| part.tensors.len()).sum();
+        let mut tensors = Vec::with_capacity(tensor_count);
         let mut first = None;
         for (i, (bytes, mut part)) in parts.into_iter().enumerate() {
             part.tensors.iter_mut().for_each(|tensor| tensor.part = i);
-            if tensors.is_empty() {
-                tensors = std::mem::take(&mut part.tensors);
-            } else {
-                tensors.append(&mut part.tensors);
-            }
+            tensors.append(&mut part.tensors);
+            part.tensors = Vec::new();
             files.push(bytes);
             first.get_or_insert(part);
         }
