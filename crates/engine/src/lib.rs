@@ -3,6 +3,8 @@
 //! Knows no network, no async, no environment variables and no printing: threads, channels, plain types.
 #![deny(unsafe_code)]
 
+pub mod gguf;
+pub mod mmap;
 pub mod request;
 
 pub use request::*;
