@@ -314,3 +314,35 @@ pub fn log_sum_exp(context: Context<'_>, x: &[f32]) -> f32 {
     // SAFETY: the table proves the instruction set.
     max + unsafe { (context.table.exp_sum)(x, max) }.ln()
 }
+
+/// Multiplies every element.
+pub fn scale(x: &mut Rows, factor: f32) {
+    for t in 0..x.count() {
+        x.row_mut(t).iter_mut().for_each(|x| *x *= factor);
+    }
+}
+
+/// `x += y`.
+///
+/// # Panics
+/// If the shapes differ.
+pub fn add(x: &mut Rows, y: &Rows) {
+    assert_eq!((x.count(), x.cols()), (y.count(), y.cols()), "shapes of a sum");
+    for t in 0..x.count() {
+        for (x, y) in x.row_mut(t).iter_mut().zip(y.row(t)) {
+            *x += y;
+        }
+    }
+}
+
+/// `gate = silu(gate) * up`.
+///
+/// # Panics
+/// If the shapes differ.
+pub fn silu_mul(context: Context<'_>, gate: &mut Rows, up: &Rows) {
+    assert_eq!((gate.count(), gate.cols()), (up.count(), up.cols()), "shapes of gate and up");
+    let tokens = gate.count();
+    let gate = gate.shared();
+    // SAFETY: each token's row is touched once; the table proves the instruction set.
+    for_each_token(context, tokens, &|t| unsafe { (context.table.silu_mul)(gate.row(t), up.row(t)) });
+}
