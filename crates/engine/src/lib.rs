@@ -6,5 +6,6 @@
 pub mod gguf;
 pub mod mmap;
 pub mod request;
+pub mod tokenizer;
 
 pub use request::*;
