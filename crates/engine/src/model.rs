@@ -56,7 +56,9 @@ impl ModelError {
     pub fn is_unknown_kind(&self) -> bool {
         matches!(
             self,
-            ModelError::UnknownFamily { .. } | ModelError::Unsupported { .. } | ModelError::UnknownFormat { .. }
+            ModelError::UnknownFamily { .. }
+                | ModelError::Unsupported { .. }
+                | ModelError::UnknownFormat { .. }
         )
     }
 }

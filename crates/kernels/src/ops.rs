@@ -2,7 +2,7 @@
 
 use crate::Context;
 use crate::isa::{TileArgs, width_index};
-use crate::layout::STRIP;
+use crate::layout::{Layout, STRIP};
 use crate::matrix::Matrix;
 use crate::panel::{Activations, Kinds, panels};
 use crate::shared::SharedMut;
@@ -116,10 +116,15 @@ pub(crate) fn for_each_token(context: Context<'_>, tokens: usize, f: &(dyn Fn(us
 
 /// What the panels of a matrix's activations must hold.
 pub fn kinds_for<'a>(matrices: impl IntoIterator<Item = &'a Matrix>) -> Kinds {
-    matrices.into_iter().fold(Kinds::default(), |kinds, matrix| Kinds {
-        integer: kinds.integer || !matrix.layout().is_float(),
-        float: kinds.float || matrix.layout().is_float(),
-    })
+    let mut kinds = Kinds::default();
+    for matrix in matrices {
+        match matrix.layout() {
+            Layout::F32 | Layout::F16 => kinds.float = true,
+            Layout::BF16 => kinds.bf16 = true,
+            _ => kinds.integer = true,
+        }
+    }
+    kinds
 }
 
 /// One matrix of a multiplication: `out[t] = matrix x activations[t]`, or added to `out[t]`.
@@ -236,10 +241,10 @@ fn tile(
         strip_bytes,
         strip_count: count,
         cols: matrix.cols(),
-        panel: if matrix.layout().is_float() {
-            activations.float_panel(panel.start)
-        } else {
-            activations.integer_panel(panel.start)
+        panel: match matrix.layout() {
+            Layout::F32 | Layout::F16 => activations.float_panel(panel.start),
+            Layout::BF16 => activations.bf16_panel(panel.start),
+            _ => activations.integer_panel(panel.start),
         },
         out: out.pointer(panel.start, start * STRIP),
         out_stride: out.stride,

@@ -34,7 +34,8 @@ pub(crate) struct Config {
 
 impl Config {
     pub(crate) fn read(gguf: &Gguf) -> Result<Config, ModelError> {
-        let name = gguf.str("general.architecture")?.ok_or(ModelError::MissingKey("general.architecture".into()))?;
+        let name =
+            gguf.str("general.architecture")?.ok_or(ModelError::MissingKey("general.architecture".into()))?;
         let family = families::find(name)
             .ok_or_else(|| ModelError::UnknownFamily { name: name.to_owned(), known: families::known() })?;
         let keys = Keys { gguf, family: family.name };

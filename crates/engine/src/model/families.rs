@@ -20,6 +20,8 @@ pub(crate) struct Family {
     pub(crate) head_norms: bool,
     /// The frequencies of the rotary embedding may be divided by `rope_freqs.weight`.
     pub(crate) rope_factors: bool,
+    /// The matrices of the feed-forward part may have a scale each (`ffn_up.scale` and so on).
+    pub(crate) feed_forward_scales: bool,
 }
 
 pub(crate) const FAMILIES: &[Family] = &[llama::FAMILY, qwen2::FAMILY, qwen3::FAMILY];

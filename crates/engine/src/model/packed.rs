@@ -150,7 +150,8 @@ fn create(
     let folder = path.parent().ok_or_else(|| io::Error::other("a cache file has a folder"))?;
     fs::create_dir_all(folder)?;
     let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
-    let written = write(gguf, plan, isa, pool, &temporary, key, progress).and_then(|()| fs::rename(&temporary, path));
+    let written =
+        write(gguf, plan, isa, pool, &temporary, key, progress).and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
         let _ = fs::remove_file(&temporary);
         return written;
@@ -189,7 +190,10 @@ fn remove_stale(folder: &Path, path: &Path) {
     let Some((model, _)) = name.split_once('-') else { return };
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let other = entry.file_name().to_string_lossy().into_owned();
-        if other != name && other.ends_with(".packed") && other.split_once('-').is_some_and(|(m, _)| m == model) {
+        if other != name
+            && other.ends_with(".packed")
+            && other.split_once('-').is_some_and(|(m, _)| m == model)
+        {
             let _ = fs::remove_file(entry.path());
         }
     }
@@ -217,7 +221,8 @@ fn key(gguf: &Gguf, plan: &Plan, isa: Isa) -> [u8; 32] {
     hash.update(VERSION.to_le_bytes());
     hash.update([u8::from(isa.bytes() == Bytes::Unsigned)]);
     hash.update(gguf.len_bytes().to_le_bytes());
-    let modified = gguf.path().and_then(|p| fs::metadata(p).ok()?.modified().ok()?.duration_since(UNIX_EPOCH).ok());
+    let modified =
+        gguf.path().and_then(|p| fs::metadata(p).ok()?.modified().ok()?.duration_since(UNIX_EPOCH).ok());
     hash.update(modified.map_or(0, |d| d.as_nanos()).to_le_bytes());
     for entry in &plan.entries {
         let data = source(gguf, &entry.tensor);

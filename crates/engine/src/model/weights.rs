@@ -28,6 +28,9 @@ impl Plan {
 }
 
 /// A matrix with what may follow it: `y = scale * (matrix x) + bias`.
+///
+/// llama.cpp, whose files these are, scales the matrices of attention before it adds the bias and those of the
+/// feed-forward part after; here the bias of the latter is scaled once, when it is read.
 #[derive(Debug)]
 pub(crate) struct Linear {
     pub(crate) matrix: Matrix,
@@ -71,7 +74,10 @@ impl Weights {
     /// Bytes of weights that one token reads.
     pub(crate) fn bytes_per_token(&self) -> u64 {
         let layer = |l: &Layer| -> usize {
-            [&l.query, &l.key, &l.value, &l.output, &l.gate, &l.up, &l.down].map(|m| m.matrix.len_bytes()).iter().sum()
+            [&l.query, &l.key, &l.value, &l.output, &l.gate, &l.up, &l.down]
+                .map(|m| m.matrix.len_bytes())
+                .iter()
+                .sum()
         };
         (self.layers.iter().map(layer).sum::<usize>() + self.head.matrix.len_bytes()) as u64
     }
@@ -149,7 +155,7 @@ pub(crate) fn assemble(
     let mut matrices = plan.entries.iter().zip(matrices);
     let mut next = |gguf: &Gguf| {
         let (entry, matrix) = matrices.next().expect("a matrix for every entry");
-        linear(gguf, entry, matrix)
+        linear(gguf, config, entry, matrix)
     };
     let mut layers = Vec::with_capacity(config.layers);
     for i in 0..config.layers {
@@ -190,10 +196,17 @@ pub(crate) fn assemble(
     })
 }
 
-fn linear(gguf: &Gguf, entry: &Entry, matrix: Matrix) -> Result<Linear, ModelError> {
+fn linear(gguf: &Gguf, config: &Config, entry: &Entry, matrix: Matrix) -> Result<Linear, ModelError> {
     let base = entry.tensor.strip_suffix(".weight").unwrap_or(&entry.tensor);
-    let scale = optional_floats(gguf, &format!("{base}.scale"), 1)?.map_or(1.0, |s| s[0]);
-    let bias = optional_floats(gguf, &format!("{base}.bias"), matrix.rows())?;
+    let feed_forward = base.contains(".ffn_");
+    let scale = match feed_forward && !config.family.feed_forward_scales {
+        true => 1.0,
+        false => optional_floats(gguf, &format!("{base}.scale"), 1)?.map_or(1.0, |s| s[0]),
+    };
+    let mut bias = optional_floats(gguf, &format!("{base}.bias"), matrix.rows())?;
+    if feed_forward {
+        bias.iter_mut().flatten().for_each(|b| *b *= scale);
+    }
     Ok(Linear { matrix, scale, bias })
 }
 

@@ -3,5 +3,10 @@
 use super::Family;
 use kernels::attention::Pairing;
 
-pub(super) const FAMILY: Family =
-    Family { name: "llama", pairing: Pairing::Adjacent, head_norms: false, rope_factors: true };
+pub(super) const FAMILY: Family = Family {
+    name: "llama",
+    pairing: Pairing::Adjacent,
+    head_norms: false,
+    rope_factors: true,
+    feed_forward_scales: true,
+};

@@ -3,5 +3,10 @@
 use super::Family;
 use kernels::attention::Pairing;
 
-pub(super) const FAMILY: Family =
-    Family { name: "qwen2", pairing: Pairing::Halves, head_norms: false, rope_factors: false };
+pub(super) const FAMILY: Family = Family {
+    name: "qwen2",
+    pairing: Pairing::Halves,
+    head_norms: false,
+    rope_factors: false,
+    feed_forward_scales: false,
+};
