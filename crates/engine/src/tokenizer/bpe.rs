@@ -3,9 +3,9 @@
 use super::merge::{Merge, NO_TOKEN, Symbol, merge};
 use super::pieces::PairTable;
 use super::pretokenizers::PreTokenizer;
-use super::spellings::{ALPHABET, Spellings, byte_token, starts_words_only};
+use super::spellings::{ALPHABET, Spellings, WordStarts, byte_token};
 use super::split::split;
-use super::words::{Scratch, each_marked_word};
+use super::words::Scratch;
 use super::{TokenId, TokenizerError};
 
 #[derive(Debug)]
@@ -14,8 +14,8 @@ pub(super) struct Bpe {
     merges: PairTable,
     /// The symbol each byte starts as, or what stands for a byte that no token spells.
     byte_symbols: Box<[u32]>,
-    /// Raw vocabularies: no token holds `▁` after another character, so words can be merged one by one.
-    words_apart: bool,
+    /// Raw vocabularies only: the others' words are cut by the pre-tokenizer alone.
+    word_starts: Option<WordStarts>,
 }
 
 impl Bpe {
@@ -27,27 +27,20 @@ impl Bpe {
         spellings: &mut Spellings,
     ) -> Result<Self, TokenizerError> {
         let mut table = PairTable::with_capacity(merges.len());
-        let mut joined = Vec::new();
-        for (rank, both) in merges.enumerate() {
-            // The first byte may be a space itself.
-            let Some(gap) = both.iter().skip(1).position(|b| *b == b' ').map(|i| i + 1) else {
-                return Err(TokenizerError::Merge {
-                    index: rank,
-                    merge: String::from_utf8_lossy(both).into(),
-                });
+        let merges: Vec<&[u8]> = merges.collect();
+        let known = look_up(&merges, spellings)?;
+        for (rank, (merge, ids)) in merges.iter().zip(known).enumerate() {
+            let [left, right, joined] = if ids.contains(&NO_TOKEN) {
+                let (left, right) = cut(rank, merge)?;
+                [
+                    spellings.intern(left)?,
+                    spellings.intern(right)?,
+                    spellings.intern(&[left, right].concat())?,
+                ]
+            } else {
+                ids
             };
-            let (left, right) = (&both[..gap], &both[gap + 1..]);
-            if right.is_empty() {
-                return Err(TokenizerError::Merge {
-                    index: rank,
-                    merge: String::from_utf8_lossy(both).into(),
-                });
-            }
-            joined.clear();
-            joined.extend_from_slice(left);
-            joined.extend_from_slice(right);
-            let (left, right) = (spellings.intern(left)?, spellings.intern(right)?);
-            table.insert(left, right, rank as u32, spellings.intern(&joined)?);
+            table.insert(left, right, rank as u32, joined);
         }
         let byte_symbols = (0..=255).map(|byte: u8| {
             let symbol = if pre.raw {
@@ -58,8 +51,8 @@ impl Bpe {
             symbol.unwrap_or(NO_TOKEN)
         });
         let byte_symbols = byte_symbols.collect();
-        let words_apart = pre.raw && starts_words_only(spellings);
-        Ok(Self { pre, merges: table, byte_symbols, words_apart })
+        let word_starts = if pre.raw { WordStarts::new(spellings) } else { None };
+        Ok(Self { pre, merges: table, byte_symbols, word_starts })
     }
 
     pub(super) fn raw(&self) -> bool {
@@ -72,11 +65,11 @@ impl Bpe {
         split(text, self.pre.passes, &mut |word| {
             let start = at;
             at += word.len();
-            if !self.words_apart {
+            let Some(word_starts) = &self.word_starts else {
                 scratch.word(start..at, ids, |scratch, ids| self.encode_word(word, spellings, scratch, ids));
                 return;
-            }
-            each_marked_word(word, |range| {
+            };
+            word_starts.each_part(word, |range| {
                 let part = &word[range.clone()];
                 let range = start + range.start..start + range.end;
                 scratch.word(range, ids, |scratch, ids| self.encode_word(part, spellings, scratch, ids));
@@ -140,5 +133,60 @@ impl Bpe {
             spelled.extend_from_slice(ALPHABET[byte as usize].as_bytes());
         }
         spellings.token(spelled)
+    }
+}
+
+/// Fewer merges than this are looked up before other threads have started.
+const MERGES_PER_THREAD_MIN: usize = 20_000;
+const THREADS_MAX: usize = 4;
+
+/// The ids of left, right and both joined for each merge, [`NO_TOKEN`] for strings that are no tokens. Most of the time
+/// that a vocabulary takes to load is here, waiting for memory; so it is shared out.
+fn look_up(merges: &[&[u8]], spellings: &Spellings) -> Result<Vec<[u32; 3]>, TokenizerError> {
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(THREADS_MAX));
+    let share = merges.len().div_ceil(threads).max(MERGES_PER_THREAD_MIN);
+    let mut known = vec![[NO_TOKEN; 3]; merges.len()];
+    let mut results = Vec::new();
+    std::thread::scope(|scope| {
+        let shares = merges.chunks(share).zip(known.chunks_mut(share)).enumerate();
+        let run = |(i, (merges, known))| look_up_share(i * share, merges, known, spellings);
+        let mut shares = shares.collect::<Vec<_>>().into_iter();
+        let first = shares.next();
+        let others: Vec<_> = shares.map(|share| scope.spawn(move || run(share))).collect();
+        results.extend(first.map(run));
+        results
+            .extend(others.into_iter().map(|thread| thread.join().expect("looking merges up cannot panic")));
+    });
+    results.into_iter().collect::<Result<(), _>>()?;
+    Ok(known)
+}
+
+fn look_up_share(
+    first_rank: usize,
+    merges: &[&[u8]],
+    known: &mut [[u32; 3]],
+    spellings: &Spellings,
+) -> Result<(), TokenizerError> {
+    let mut joined = Vec::new();
+    let mut last = NO_TOKEN;
+    for (i, (merge, known)) in merges.iter().zip(known).enumerate() {
+        let (left, right) = cut(first_rank + i, merge)?;
+        joined.clear();
+        joined.extend_from_slice(left);
+        joined.extend_from_slice(right);
+        // Merges mostly come in the order of the tokens they make, some of them several to a token.
+        let guess = [last, last.wrapping_add(1)].into_iter().find(|id| spellings.is(*id, &joined));
+        last = guess.or_else(|| spellings.own(&joined)).unwrap_or(NO_TOKEN);
+        *known = [spellings.own(left).unwrap_or(NO_TOKEN), spellings.own(right).unwrap_or(NO_TOKEN), last];
+    }
+    Ok(())
+}
+
+/// The two sides of a merge. A space that comes first belongs to the left one.
+fn cut(rank: usize, merge: &[u8]) -> Result<(&[u8], &[u8]), TokenizerError> {
+    let gap = merge.get(1..).and_then(|rest| rest.iter().position(|b| *b == b' ')).map(|gap| gap + 1);
+    match gap {
+        Some(gap) if gap + 1 < merge.len() => Ok((&merge[..gap], &merge[gap + 1..])),
+        _ => Err(TokenizerError::Merge { index: rank, merge: String::from_utf8_lossy(merge).into() }),
     }
 }

@@ -48,8 +48,7 @@ pub(super) struct PieceTable {
 
 #[derive(Clone, Copy, Debug)]
 struct Slot {
-    /// Half of the hash, so that most foreign spellings are told apart without reading them.
-    tag: u32,
+    hash: u64,
     id: u32,
 }
 
@@ -57,7 +56,7 @@ const FREE: u32 = u32::MAX;
 
 impl PieceTable {
     pub(super) fn with_capacity(entries: usize) -> Self {
-        Self { slots: vec![Slot { tag: 0, id: FREE }; entries * 3 / 2 + 8], used: 0 }
+        Self { slots: vec![Slot { hash: 0, id: FREE }; entries * 3 / 2 + 8], used: 0 }
     }
 
     #[inline]
@@ -69,28 +68,46 @@ impl PieceTable {
             if slot.id == FREE {
                 return None;
             }
-            if slot.tag == hash as u32 && arena.get(slot.id) == Some(spelling) {
+            if slot.hash == hash && arena.get(slot.id) == Some(spelling) {
                 return Some(slot.id);
             }
             at = if at + 1 == self.slots.len() { 0 } else { at + 1 };
         }
     }
 
-    /// Adds a spelling; where it is known already, the first id stays.
-    pub(super) fn insert(&mut self, arena: &Arena, spelling: &[u8], id: u32) {
+    /// The id of the spelling with this hash, without a look at the spelling: half the time of [`PieceTable::find`]. Two
+    /// spellings that meet by chance are one in 2^31 vocabularies; who makes them meet spoils only the own vocabulary.
+    #[inline]
+    pub(super) fn find_hash(&self, hash: u64) -> Option<u32> {
+        let mut at = bucket(hash, self.slots.len());
+        loop {
+            let slot = self.slots[at];
+            if slot.id == FREE {
+                return None;
+            }
+            if slot.hash == hash {
+                return Some(slot.id);
+            }
+            at = if at + 1 == self.slots.len() { 0 } else { at + 1 };
+        }
+    }
+
+    /// Adds a spelling; where it is known already, the first id stays and the answer is no.
+    pub(super) fn insert(&mut self, arena: &Arena, spelling: &[u8], id: u32) -> bool {
         if (self.used + 1) * 5 > self.slots.len() * 4 {
             self.grow(arena);
         }
         let hash = hash(spelling);
         let mut at = bucket(hash, self.slots.len());
         while self.slots[at].id != FREE {
-            if self.slots[at].tag == hash as u32 && arena.get(self.slots[at].id) == Some(spelling) {
-                return;
+            if self.slots[at].hash == hash && arena.get(self.slots[at].id) == Some(spelling) {
+                return false;
             }
             at = if at + 1 == self.slots.len() { 0 } else { at + 1 };
         }
-        self.slots[at] = Slot { tag: hash as u32, id };
+        self.slots[at] = Slot { hash, id };
         self.used += 1;
+        true
     }
 
     fn grow(&mut self, arena: &Arena) {

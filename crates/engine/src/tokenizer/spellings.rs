@@ -1,6 +1,8 @@
 //! How a vocabulary spells its tokens, and what bytes the spellings stand for.
 
-use super::pieces::{Arena, PieceTable};
+use std::ops::Range;
+
+use super::pieces::{Arena, PieceTable, hash};
 use super::{TokenId, TokenizerError, WORD_START};
 
 /// Every spelling by id. Ids past the vocabulary are strings that only merges name.
@@ -10,6 +12,8 @@ pub(super) struct Spellings {
     table: PieceTable,
     tokens: u32,
     spelling_bytes_max: usize,
+    /// Some spelling has more than one id.
+    ambiguous: bool,
 }
 
 impl Spellings {
@@ -23,6 +27,7 @@ impl Spellings {
             table: PieceTable::with_capacity(count),
             tokens: 0,
             spelling_bytes_max: 0,
+            ambiguous: false,
         };
         for token in tokens {
             spellings.push(String::from_utf8_lossy(token).as_bytes())?;
@@ -35,18 +40,30 @@ impl Spellings {
     fn push(&mut self, spelling: &[u8]) -> Result<u32, TokenizerError> {
         let id = self.arena.push(spelling).ok_or(TokenizerError::TooLarge)?;
         if !spelling.is_empty() {
-            self.table.insert(&self.arena, spelling, id);
+            self.ambiguous |= !self.table.insert(&self.arena, spelling, id);
         }
         self.spelling_bytes_max = self.spelling_bytes_max.max(spelling.len());
         Ok(id)
     }
 
-    /// The id of a spelling, a new one past the vocabulary if it is no token.
+    /// The id of a spelling, a new one past the vocabulary if it is no token. For the vocabulary's own strings.
     pub(super) fn intern(&mut self, spelling: &[u8]) -> Result<u32, TokenizerError> {
         match self.symbol(spelling) {
             Some(id) => Ok(id),
             None => self.push(spelling),
         }
+    }
+
+    /// The id of one of the vocabulary's own strings: of two that share a 64-bit hash it takes the one for the other.
+    #[inline]
+    pub(super) fn own(&self, spelling: &[u8]) -> Option<u32> {
+        self.table.find_hash(hash(spelling))
+    }
+
+    /// Whether this id, and no other, is spelled so.
+    #[inline]
+    pub(super) fn is(&self, id: u32, spelling: &[u8]) -> bool {
+        !self.ambiguous && self.arena.get(id) == Some(spelling)
     }
 
     pub(super) fn tokens(&self) -> u32 {
@@ -86,17 +103,64 @@ impl Spellings {
     }
 }
 
-/// Whether `▁` stands only at the start of spellings (once or more): then no token reaches over the start of a word, and
-/// words can be merged one by one.
-pub(super) fn starts_words_only(spellings: &Spellings) -> bool {
-    let mark = WORD_START.as_bytes();
-    (0..spellings.arena.len() as u32).all(|id| {
-        let mut rest = spellings.arena.get(id).unwrap_or_default();
-        while let Some(after) = rest.strip_prefix(mark) {
-            rest = after;
+/// Where a text may be cut so that its parts can be merged one by one: before each `▁` that does not follow another,
+/// but for the few places where a token could reach across.
+#[derive(Debug)]
+pub(super) struct WordStarts {
+    /// What stands before and after the cut inside a token that has `▁` within.
+    bridges: Vec<(Box<[u8]>, Box<[u8]>)>,
+}
+
+/// Vocabularies with more tokens across words than this merge whole texts.
+const BRIDGES_MAX: usize = 64;
+
+impl WordStarts {
+    /// `None` if there are too many tokens across words.
+    pub(super) fn new(spellings: &Spellings) -> Option<Self> {
+        let mark = WORD_START.as_bytes();
+        let mut bridges = Vec::new();
+        for id in 0..spellings.arena.len() as u32 {
+            let spelling = spellings.arena.get(id).unwrap_or_default();
+            let mut after_mark = true;
+            let mut at = 0;
+            while let Some(rest) = spelling.get(at..).filter(|rest| !rest.is_empty()) {
+                let marked = rest.starts_with(mark);
+                if marked && !after_mark {
+                    bridges.push((spelling[..at].into(), rest.into()));
+                }
+                after_mark = marked;
+                at += if marked { mark.len() } else { 1 };
+            }
+            if bridges.len() > BRIDGES_MAX {
+                return None;
+            }
         }
-        !rest.windows(mark.len()).any(|window| window == mark)
-    })
+        Some(Self { bridges })
+    }
+
+    /// Hands out the parts of a text in order.
+    pub(super) fn each_part(&self, text: &str, mut part: impl FnMut(Range<usize>)) {
+        let bytes = text.as_bytes();
+        let mut start = 0;
+        let mut from = 0;
+        while let Some(found) = text[from..].find(WORD_START) {
+            let cut = from + found;
+            from = cut + WORD_START.len();
+            let bridged = |(before, after): &(Box<[u8]>, Box<[u8]>)| {
+                bytes[..cut].ends_with(before) && bytes[cut..].starts_with(after)
+            };
+            if cut > start
+                && !bytes[..cut].ends_with(WORD_START.as_bytes())
+                && !self.bridges.iter().any(bridged)
+            {
+                part(start..cut);
+                start = cut;
+            }
+        }
+        if start < bytes.len() {
+            part(start..bytes.len());
+        }
+    }
 }
 
 /// The name of the token that stands for one byte.

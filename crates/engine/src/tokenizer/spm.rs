@@ -1,8 +1,8 @@
 //! SentencePiece's BPE: of all neighbours that together spell a token, the one with the highest score merges first.
 
 use super::merge::{Merge, NO_TOKEN, Symbol, merge};
-use super::spellings::{Spellings, byte_token, starts_words_only};
-use super::words::{Scratch, each_marked_word};
+use super::spellings::{Spellings, WordStarts, byte_token};
+use super::words::Scratch;
 use super::{TokenId, WORD_START};
 
 #[derive(Debug)]
@@ -13,7 +13,7 @@ pub(super) struct Spm {
     unknown: Option<TokenId>,
     /// A text begins with a space, and so does what follows a special token.
     pub space_prefix: bool,
-    words_apart: bool,
+    word_starts: Option<WordStarts>,
 }
 
 impl Spm {
@@ -29,7 +29,7 @@ impl Spm {
             byte_tokens: (0..=255).map(byte).collect(),
             unknown,
             space_prefix,
-            words_apart: starts_words_only(spellings),
+            word_starts: WordStarts::new(spellings),
         }
     }
 
@@ -40,11 +40,11 @@ impl Spm {
         }
         super::words::mark_spaces(text, &mut marked);
         let mut scratch = Scratch::new(&marked);
-        if !self.words_apart {
+        let Some(word_starts) = &self.word_starts else {
             self.encode_word(&marked, spellings, &mut scratch, ids);
             return;
-        }
-        each_marked_word(&marked, |range| {
+        };
+        word_starts.each_part(&marked, |range| {
             let word = &marked[range.clone()];
             scratch.word(range, ids, |scratch, ids| self.encode_word(word, spellings, scratch, ids));
         });

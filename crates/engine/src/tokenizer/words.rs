@@ -74,22 +74,3 @@ pub(super) fn mark_spaces(text: &str, marked: &mut String) {
         marked.push_str(part);
     }
 }
-
-/// Cuts before every `▁` that does not follow another.
-pub(super) fn each_marked_word(text: &str, mut word: impl FnMut(Range<usize>)) {
-    let mut start = 0;
-    let mut after_mark = true;
-    let mut at = 0;
-    while at < text.len() {
-        let mark = text.as_bytes()[at..].starts_with(WORD_START.as_bytes());
-        if mark && !after_mark {
-            word(start..at);
-            start = at;
-        }
-        after_mark = mark;
-        at += if mark { WORD_START.len() } else { 1 };
-    }
-    if start < at {
-        word(start..at);
-    }
-}
