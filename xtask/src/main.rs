@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod conformance;
 mod synth;
 
 #[derive(Parser)]
@@ -17,11 +18,13 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Conformance(conformance::Args),
     Synth(synth::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Conformance(args) => conformance::run(&args),
         Command::Synth(args) => synth::run(&args),
     };
     result.unwrap_or_else(|error| {
