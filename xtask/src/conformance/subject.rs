@@ -1,11 +1,12 @@
 //! What is put to the test: the one place where conformance calls the engine.
 //!
-//! Nothing is joined yet, so every answer is [`Refusal::Unknown`].
+//! What is not joined yet answers [`Refusal::Unknown`].
 
 use std::fmt;
 use std::path::Path;
 
 use engine::gguf::{GgmlType, Gguf};
+use kernels::format::Format;
 use serde_json::Value;
 
 /// The tokens that templates may name.
@@ -87,8 +88,15 @@ impl Subject for Engine {
         Err(Refusal::Unknown(Unknown::Part("chat templates")))
     }
 
-    fn dequantize(&self, _ty: GgmlType, _blocks: &[u8]) -> Result<Vec<f32>, Refusal> {
-        Err(Refusal::Unknown(Unknown::Part("dequantizing")))
+    fn dequantize(&self, ty: GgmlType, blocks: &[u8]) -> Result<Vec<f32>, Refusal> {
+        let format = Format::ALL.into_iter().find(|format| format.name() == ty.name());
+        let format = format.ok_or_else(|| Refusal::Unknown(Unknown::Type(ty.name().to_owned())))?;
+        if !blocks.len().is_multiple_of(format.block_bytes()) {
+            return Err(Refusal::Error(format!("{} bytes are no whole number of {ty} blocks", blocks.len())));
+        }
+        let mut numbers = vec![0.0; blocks.len() / format.block_bytes() * format.block_len()];
+        format.dequantize_row(blocks, &mut numbers);
+        Ok(numbers)
     }
 
     fn quantize(

@@ -4,11 +4,9 @@
 use engine::gguf::GgmlType;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use kernels::format::IQ4_VALUES;
 use stdx::random::Random;
 
-/// The values of the 4-bit codes of IQ4_NL and IQ4_XS (ggml-common.h, `kvalues_iq4nl`).
-const IQ4_VALUES: [f32; 16] =
-    [-127., -104., -83., -65., -49., -35., -22., -10., 1., 13., 25., 38., 53., 69., 89., 113.];
 /// The magnitudes of the 4-bit codes of MXFP4 (OCP Microscaling Formats 1.0, E2M1).
 const E2M1_VALUES: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
 
@@ -167,6 +165,7 @@ impl Unit {
         // Codes of `bits` bits, `below` of which are negative.
         let codes = |bits: u32, below: f32| (0..1 << bits).map(|q| q as f32 - below).collect::<Vec<_>>();
         let six_bit_scales = rms(&codes(6, 32.0));
+        let iq4 = IQ4_VALUES.map(f32::from);
         let signed = |deviation| Unit { deviation, centre: 0.0, signed: true };
         let with_min = |deviation, centre| Unit { deviation, centre, signed: false };
         match ty {
@@ -175,8 +174,8 @@ impl Unit {
             GgmlType::Q8_0 => signed(rms(&codes(8, 128.0))),
             GgmlType::Q3K => signed(six_bit_scales * rms(&codes(3, 4.0))),
             GgmlType::Q6K => signed(rms(&codes(8, 128.0)) * rms(&codes(6, 32.0))),
-            GgmlType::IQ4NL => signed(rms(&IQ4_VALUES)),
-            GgmlType::IQ4XS => signed(six_bit_scales * rms(&IQ4_VALUES)),
+            GgmlType::IQ4NL => signed(rms(&iq4)),
+            GgmlType::IQ4XS => signed(six_bit_scales * rms(&iq4)),
             GgmlType::Q4_1 => with_min(rms(&codes(4, 7.5)), 7.5),
             GgmlType::Q5_1 => with_min(rms(&codes(5, 15.5)), 15.5),
             GgmlType::Q2K => with_min(rms(&codes(3, -8.0)) * rms(&codes(2, 1.5)), 1.5),
@@ -212,56 +211,26 @@ fn packed_sub_scales(seed: u64) -> [u8; 12] {
 
 #[cfg(test)]
 mod tests {
+    use kernels::format::Format;
+
     use super::*;
 
-    /// Decodes the simple formats, straight from their definition.
-    fn decode(ty: GgmlType, block: &[u8]) -> Vec<f32> {
-        let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
-        let nibbles = |from: usize| {
-            let bytes = &block[from..from + 16];
-            bytes
-                .iter()
-                .map(|b| b & 15)
-                .chain(bytes.iter().map(|b| b >> 4))
-                .map(f32::from)
-                .collect::<Vec<_>>()
-        };
-        match ty {
-            GgmlType::F32 => vec![f32::from_le_bytes(*block.first_chunk().unwrap())],
-            GgmlType::F16 => vec![half(0)],
-            GgmlType::BF16 => vec![bf16::from_le_bytes([block[0], block[1]]).to_f32()],
-            GgmlType::Q8_0 => block[2..].iter().map(|&b| half(0) * f32::from(b as i8)).collect(),
-            GgmlType::Q4_0 => nibbles(2).iter().map(|q| half(0) * (q - 8.0)).collect(),
-            GgmlType::Q4_1 => nibbles(4).iter().map(|q| half(0) * q + half(2)).collect(),
-            GgmlType::IQ4NL => nibbles(2).iter().map(|&q| half(0) * IQ4_VALUES[q as usize]).collect(),
-            GgmlType::MXFP4 => {
-                let scale = 2f32.powi(i32::from(block[0]) - 127);
-                let value = |q: f32| E2M1_VALUES[q as usize % 8] * if q < 8.0 { scale } else { -scale };
-                nibbles(1).into_iter().map(value).collect()
-            }
-            other => panic!("{other} is not decoded here"),
-        }
+    fn weights(ty: GgmlType, mean: f32, deviation: f32) -> Vec<f32> {
+        const LEN: usize = 64 * 1024;
+        let format = Format::ALL.into_iter().find(|format| format.name() == ty.name()).unwrap();
+        let mut bytes = vec![0; format.row_bytes(LEN).unwrap()];
+        Weights::new(ty, mean, deviation).fill(&mut bytes, &mut Random::new(1));
+        let mut weights = vec![0.0; LEN];
+        format.dequantize_row(&bytes, &mut weights);
+        weights
     }
 
     #[test]
     fn weights_have_the_wanted_mean_and_deviation() {
-        let mut random = Random::new(1);
-        let types = [
-            GgmlType::F32,
-            GgmlType::F16,
-            GgmlType::BF16,
-            GgmlType::Q8_0,
-            GgmlType::Q4_0,
-            GgmlType::Q4_1,
-            GgmlType::IQ4NL,
-            GgmlType::MXFP4,
-        ];
-        for ty in types {
+        for format in Format::ALL {
+            let ty = GgmlType::from_name(format.name()).unwrap();
             for wanted in [0.01, 0.03] {
-                let mut bytes = vec![0; 64 * 1024 / ty.block_len() as usize * ty.block_bytes() as usize];
-                Weights::new(ty, 0.0, wanted).fill(&mut bytes, &mut random);
-                let weights: Vec<f32> =
-                    bytes.chunks(ty.block_bytes() as usize).flat_map(|block| decode(ty, block)).collect();
+                let weights = weights(ty, 0.0, wanted);
                 assert!(weights.iter().all(|w| w.is_finite()));
                 let mean = weights.iter().sum::<f32>() / weights.len() as f32;
                 let ratio = rms(&weights) / wanted;
@@ -275,9 +244,6 @@ mod tests {
 
     #[test]
     fn norms_lie_around_one() {
-        let mut bytes = vec![0; 4096];
-        Weights::new(GgmlType::F32, 1.0, 0.1).fill(&mut bytes, &mut Random::new(1));
-        let weights: Vec<f32> = bytes.chunks(4).flat_map(|block| decode(GgmlType::F32, block)).collect();
-        assert!(weights.iter().all(|w| (0.8..1.2).contains(w)));
+        assert!(weights(GgmlType::F32, 1.0, 0.1).iter().all(|w| (0.8..1.2).contains(w)));
     }
 }
