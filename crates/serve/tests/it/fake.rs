@@ -261,7 +261,7 @@ fn split(text: &str) -> Vec<String> {
     for character in text.chars() {
         match words.last_mut() {
             Some(word) if character != ' ' && character != '\n' && !word.ends_with('\n') => {
-                word.push(character)
+                word.push(character);
             }
             _ => words.push(character.to_string()),
         }
