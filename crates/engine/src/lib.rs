@@ -6,6 +6,7 @@
 pub mod gguf;
 pub mod mmap;
 pub mod request;
+pub mod template;
 pub mod tokenizer;
 
 pub use request::*;
