@@ -31,9 +31,6 @@ pub const OUTPUT_BYTES_MAX: usize = 64 << 20;
 /// A template longer than this is no chat template.
 pub const SOURCE_BYTES_MAX: usize = 4 << 20;
 
-/// Blocks, macros and loops within each other.
-const DEPTH_MAX: usize = 100;
-
 const NAME: &str = "chat_template";
 
 /// A compiled template.
@@ -104,7 +101,6 @@ impl ChatTemplate {
         environment.set_syntax(syntax);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_fuel(Some(FUEL_MAX));
-        environment.set_recursion_limit(DEPTH_MAX);
         environment.set_debug(false);
         python::add_to(&mut environment);
         environment
@@ -209,7 +205,7 @@ fn without_generation_tags(source: &str) -> String {
     while let Some(start) = rest.find("{%") {
         let (before, tag) = rest.split_at(start);
         output.push_str(before);
-        let Some(end) = tag.find("%}") else {
+        let Some(end) = tag[2..].find("%}").map(|end| end + 2) else {
             rest = tag;
             break;
         };
@@ -218,6 +214,13 @@ fn without_generation_tags(source: &str) -> String {
         match name {
             "generation" => output.push_str(&tag.replacen("generation", "with", 1)),
             "endgeneration" => output.push_str(&tag.replacen("endgeneration", "endwith", 1)),
+            "raw" => {
+                let end = after.find("endraw").unwrap_or(after.len());
+                output.push_str(tag);
+                output.push_str(&after[..end]);
+                rest = &after[end..];
+                continue;
+            }
             _ => {
                 // Only the opening is passed over, so that what seems to end here may begin a tag of its own.
                 output.push_str("{%");
