@@ -15,6 +15,7 @@ use crate::tokenizer::Tokenizer;
 
 mod json;
 mod python;
+mod source;
 #[cfg(test)]
 mod tests;
 mod time;
@@ -103,9 +104,7 @@ impl ChatTemplate {
         environment.set_fuel(Some(FUEL_MAX));
         environment.set_debug(false);
         python::add_to(&mut environment);
-        environment
-            .add_template_owned(NAME, without_generation_tags(source))
-            .map_err(|error| syntax_error(&error))?;
+        environment.add_template_owned(NAME, source::adapt(source)).map_err(|error| syntax_error(&error))?;
         Ok(Self { environment, source: source.into(), bos: bos.into(), eos: eos.into() })
     }
 
@@ -196,40 +195,4 @@ fn message(error: &minijinja::Error) -> String {
         Some(detail) => format!("{}: {detail}", error.kind()),
         None => error.kind().to_string(),
     }
-}
-
-/// Turns `{% generation %}`, which marks what a model learns from, into a scope and nothing else. Lines stay lines.
-fn without_generation_tags(source: &str) -> String {
-    let mut output = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start);
-        output.push_str(before);
-        let Some(end) = tag[2..].find("%}").map(|end| end + 2) else {
-            rest = tag;
-            break;
-        };
-        let (tag, after) = tag.split_at(end + 2);
-        let name = tag[2..end].trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
-        match name {
-            "generation" => output.push_str(&tag.replacen("generation", "with", 1)),
-            "endgeneration" => output.push_str(&tag.replacen("endgeneration", "endwith", 1)),
-            "raw" => {
-                let end = after.find("endraw").unwrap_or(after.len());
-                output.push_str(tag);
-                output.push_str(&after[..end]);
-                rest = &after[end..];
-                continue;
-            }
-            _ => {
-                // Only the opening is passed over, so that what seems to end here may begin a tag of its own.
-                output.push_str("{%");
-                rest = &rest[start + 2..];
-                continue;
-            }
-        }
-        rest = after;
-    }
-    output.push_str(rest);
-    output
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use minijinja::formatting::{self, FormatStyle};
 use minijinja::value::{Kwargs, Tuple, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value};
 use minijinja_contrib::pycompat;
@@ -13,6 +14,7 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
     environment.set_formatter(write);
     environment.add_function("raise_exception", raise_exception);
     environment.add_filter("tojson", json::tojson);
+    environment.add_filter(super::source::PERCENT, percent);
     environment.add_filter("string", string);
     environment.add_filter("pprint", repr);
     environment.add_filter("length", length);
@@ -86,6 +88,20 @@ fn write(output: &mut Output<'_>, _: &mut State<'_, '_>, value: &Value) -> Resul
 
 fn string(value: &Value) -> String {
     str(value)
+}
+
+/// Python's `%` on text: a tuple holds several values, anything else is one. Values that are no text print as in Python.
+fn percent(format: &str, values: &Value) -> Result<String, Error> {
+    let values = match values.downcast_object_ref::<Tuple>() {
+        Some(_) => values.try_iter()?.collect(),
+        None => vec![values.clone()],
+    };
+    let printed = |value: Value| match value.kind() {
+        ValueKind::Seq => Value::from(str(&value)),
+        _ => value,
+    };
+    let values: Vec<Value> = values.into_iter().map(printed).collect();
+    formatting::format(FormatStyle::Printf, format, &values)
 }
 
 /// What is undefined has no length in this engine, and none to speak of in Jinja2.
