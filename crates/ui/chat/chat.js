@@ -39,7 +39,7 @@ const STATES = {
 async function watch() {
   const { state, message } = await health();
   document.body.dataset.server = state;
-  status.textContent = state === "ok" ? "" : state === "failed" ? message : (STATES[state] ?? message);
+  status.textContent = state === "ok" ? "" : state === "failed" ? sentence(message) : (STATES[state] ?? message);
   status.hidden = state === "ok";
   page.ready = state === "ok";
   refresh();
@@ -93,11 +93,16 @@ function fail(turn, error) {
     return;
   }
   const known = error instanceof ApiError;
-  const again = known && error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
-  const busy = known && error.status === 429 ? "The server is busy: " : "";
-  turn.failed(`${busy}${error.message}${again}`);
+  const message = known && error.status === 429 ? "The server is busy and its queue is full." : sentence(error.message);
+  turn.failed(known && error.retryAfter ? `${message} Try again in ${error.retryAfter} s.` : message);
   announce(turn.note.textContent);
   if (known && (error.status === 0 || error.status === 503)) watch();
+}
+
+/** The server's messages are parts of sentences. */
+function sentence(text) {
+  const begun = text.charAt(0).toUpperCase() + text.slice(1);
+  return /[.!?]$/.test(begun) ? begun : `${begun}.`;
 }
 
 function ask(question) {
