@@ -1,2 +1,4 @@
 //! What the standard library lacks: units, atomic file writes, a seeded generator. No domain nouns.
 #![forbid(unsafe_code)]
+
+pub mod random;

@@ -1,0 +1,27 @@
+//! One folder per instruction set, with the same files in each.
+
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod aarch64 {
+    pub(crate) mod dotprod;
+    pub(crate) mod neon;
+}
+pub(crate) mod scalar;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod x86_64 {
+    pub(crate) mod avx2;
+    pub(crate) mod avx512;
+}
+
+/// An array with one function per panel width, widest first.
+macro_rules! per_width {
+    ($function:ident $(, $generic:ty)*) => {
+        [
+            $function::<$($generic,)* 12>,
+            $function::<$($generic,)* 8>,
+            $function::<$($generic,)* 4>,
+            $function::<$($generic,)* 2>,
+            $function::<$($generic,)* 1>,
+        ]
+    };
+}
+pub(crate) use per_width;

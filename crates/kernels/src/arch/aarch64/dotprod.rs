@@ -1,0 +1,35 @@
+//! NEON with the dot product instructions of Armv8.2: one `sdot` multiplies 4 rows x 4 columns by 4 activations, which it
+//! takes from any quarter of a register. Floats are as in plain NEON.
+
+mod integer;
+
+use super::neon::float::{Bf16, F16, F32, float_tile, mix, score};
+use super::neon::strip::{Q4, Q4K, Q6K, Q8, W8, W8Half};
+use crate::arch::per_width;
+use crate::elementwise::elementwise;
+use crate::isa::{Isa, Table};
+
+elementwise!(target_feature(enable = "neon,dotprod"));
+
+pub(crate) static TABLE: Table = Table {
+    isa: Isa::NeonDotprod,
+    f32: per_width!(float_tile, F32),
+    f16: per_width!(float_tile, F16),
+    bf16: per_width!(float_tile, Bf16),
+    q8: per_width!(integer_tile, Q8),
+    q4: per_width!(integer_tile, Q4),
+    q4k: per_width!(integer_tile, Q4K),
+    q6k: per_width!(integer_tile, Q6K),
+    w8: per_width!(integer_tile, W8),
+    w8_half: per_width!(integer_tile, W8Half),
+    score: per_width!(score),
+    mix: per_width!(mix),
+    quantize_row,
+    rms_norm,
+    silu_mul,
+    softmax_tile,
+    max,
+    exp_sum,
+};
+
+use integer::integer_tile;

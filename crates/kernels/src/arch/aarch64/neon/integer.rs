@@ -1,0 +1,279 @@
+//! Integer tiles. [`tile`] walks strips, groups and tokens for both Arm instruction sets; a [`Dot`] multiplies. This one
+//! is `smull` and `smlal` into 16-bit sums, as many as fit, then `sadalp` into 32 bits.
+
+use super::strip::{ByteCells, Cells, Strip};
+use crate::isa::TileArgs;
+use crate::layout::STRIP;
+use crate::panel::RECORD;
+use std::arch::aarch64::*;
+
+/// How an instruction set multiplies cells.
+pub(in crate::arch::aarch64) trait Dot {
+    /// `N` cells from `cell` on, rows `4 * quad ..` in `Q` registers, times `U` tokens' columns, added to `start`.
+    ///
+    /// # Safety
+    /// `cells` points at a group's cells as `C` reads them and `x` at `U` x 32 activations; `cell` and `N` are 0 or 4 and
+    /// 4 or 8, `cell + N <= 8`; `quad + Q <= 4`; the caller has the features.
+    unsafe fn dot<C: Cells, const U: usize, const Q: usize, const N: usize>(
+        cells: *const u8,
+        cell: usize,
+        quad: usize,
+        x: *const i8,
+        start: [int32x4_t; U],
+    ) -> [[int32x4_t; Q]; U];
+}
+
+/// # Safety
+/// The contract of [`TileArgs`], and the processor has these features.
+#[target_feature(enable = "neon")]
+pub(super) unsafe fn integer_tile<L: Strip, const T: usize>(args: &TileArgs) {
+    // SAFETY: the same contract.
+    unsafe { tile::<Smlal, L, T, 2>(args) }
+}
+
+/// Only used from within [`integer_tile`], which has the feature.
+enum Smlal {}
+
+impl Dot for Smlal {
+    #[inline(always)]
+    unsafe fn dot<C: Cells, const U: usize, const Q: usize, const N: usize>(
+        cells: *const u8,
+        cell: usize,
+        quad: usize,
+        x: *const i8,
+        start: [int32x4_t; U],
+    ) -> [[int32x4_t; Q]; U] {
+        let mut dots = start.map(|start| [start; Q]);
+        for (t, dots) in dots.iter_mut().enumerate() {
+            for (q, dot) in dots.iter_mut().enumerate() {
+                // SAFETY: the same contract.
+                unsafe {
+                    let x = x.add(t * 32);
+                    let [low, high] = short_sums::<C, N>(cells, cell, quad + q, x);
+                    let (mut low, mut high) = (vpaddlq_s16(low), vpaddlq_s16(high));
+                    for cell in (cell + C::SUMS..cell + N).step_by(C::SUMS) {
+                        let short = short_sums::<C, N>(cells, cell, quad + q, x);
+                        low = vpadalq_s16(low, short[0]);
+                        high = vpadalq_s16(high, short[1]);
+                    }
+                    *dot = vaddq_s32(*dot, vpaddq_s32(low, high));
+                }
+            }
+        }
+        dots
+    }
+}
+
+/// Products of as many cells as fit 16 bits, at most `N`, from `first` on: rows 0 and 1 of a quad, then rows 2 and 3, each
+/// with the columns of one parity in even lanes and of the other in odd ones.
+///
+/// # Safety
+/// As [`Dot::dot`], for one token.
+#[inline(always)]
+unsafe fn short_sums<C: Cells, const N: usize>(
+    cells: *const u8,
+    first: usize,
+    quad: usize,
+    x: *const i8,
+) -> [int16x8_t; 2] {
+    // SAFETY: the same contract.
+    unsafe {
+        let operands = |cell: usize| {
+            let x = x.add(cell * 4).cast::<i32>().read_unaligned();
+            (C::load(cells, cell, quad), vreinterpretq_s8_s32(vdupq_n_s32(x)))
+        };
+        let (w, x) = operands(first);
+        let mut sums = [vmull_s8(vget_low_s8(w), vget_low_s8(x)), vmull_high_s8(w, x)];
+        for cell in first + 1..first + C::SUMS.min(N) {
+            let (w, x) = operands(cell);
+            sums[0] = vmlal_s8(sums[0], vget_low_s8(w), vget_low_s8(x));
+            sums[1] = vmlal_high_s8(sums[1], w, x);
+        }
+        sums
+    }
+}
+
+/// All strips of a call, `Q` registers of 4 rows at once.
+///
+/// # Safety
+/// The contract of [`TileArgs`]; the caller has the features of `D`.
+#[inline(always)]
+pub(in crate::arch::aarch64) unsafe fn tile<D: Dot, L: Strip, const T: usize, const Q: usize>(args: &TileArgs) {
+    for s in 0..args.strip_count {
+        // SAFETY: the same contract; `s` is below `strip_count`.
+        unsafe {
+            if T <= 4 {
+                few_tokens::<D, L, T, Q>(args, s);
+            } else {
+                many_tokens::<D, L, T, Q>(args, s);
+            }
+        }
+    }
+}
+
+/// Up to 4 tokens: weights go from memory straight into products.
+///
+/// # Safety
+/// The contract of [`TileArgs`]; `s < strip_count`; the caller has the features.
+#[inline(always)]
+unsafe fn few_tokens<D: Dot, L: Strip, const T: usize, const Q: usize>(args: &TileArgs, s: usize) {
+    let groups = args.cols / 32;
+    // SAFETY: strips, panel records and output rows lie where the contract says.
+    unsafe {
+        let strip = args.strips.add(s * args.strip_bytes);
+        let mut acc = [[vdupq_n_f32(0.0); 4]; T];
+        for g in 0..groups {
+            let record = args.panel.add(g * RECORD * T);
+            let (scale, min) = L::scales(strip, groups, g);
+            let cells = L::cells(strip, groups, g);
+            group::<D, L, L::Cells, T, T, Q>(cells, &scale, &min, record, 0, &mut acc);
+        }
+        store(args, s, &acc);
+    }
+}
+
+/// More tokens, 4 at a time: weights are unpacked into bytes once for all of them.
+///
+/// # Safety
+/// The contract of [`TileArgs`]; `s < strip_count`; the caller has the features.
+#[inline(always)]
+unsafe fn many_tokens<D: Dot, L: Strip, const T: usize, const Q: usize>(args: &TileArgs, s: usize) {
+    let groups = args.cols / 32;
+    // SAFETY: strips, panel records and output rows lie where the contract says.
+    unsafe {
+        let strip = args.strips.add(s * args.strip_bytes);
+        let mut acc = [[vdupq_n_f32(0.0); 4]; T];
+        let mut unpacked = [[vdupq_n_s8(0); 4]; 8];
+        for g in 0..groups {
+            let record = args.panel.add(g * RECORD * T);
+            let (scale, min) = L::scales(strip, groups, g);
+            let mut cells = L::cells(strip, groups, g);
+            if !L::Cells::ARE_BYTES {
+                for (cell, quads) in unpacked.iter_mut().enumerate() {
+                    for (quad, weights) in quads.iter_mut().enumerate() {
+                        *weights = L::Cells::load(cells, cell, quad);
+                    }
+                }
+                cells = unpacked.as_ptr().cast();
+            }
+            for (block, acc) in acc.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                group::<D, L, ByteCells, T, 4, Q>(cells, &scale, &min, record, block * 4, acc);
+            }
+        }
+        store(args, s, &acc);
+    }
+}
+
+/// Scales and minimums of a group: per half, 4 registers for 16 rows.
+pub(in crate::arch::aarch64) type Scales = [[float32x4_t; 4]; 2];
+
+/// Adds one group to the accumulators of tokens `first .. first + U`.
+///
+/// # Safety
+/// `cells` is a group of a strip of `L` as `C` reads it; `record` is the same group of a panel of `T` tokens;
+/// `first + U <= T`; the caller has the features of `D`.
+#[inline(always)]
+unsafe fn group<D: Dot, L: Strip, C: Cells, const T: usize, const U: usize, const Q: usize>(
+    cells: *const u8,
+    scale: &Scales,
+    min: &Scales,
+    record: *const u8,
+    first: usize,
+    acc: &mut [[float32x4_t; 4]; U],
+) {
+    // SAFETY: a record holds `T` x 32 bytes and 7 x `T` words.
+    unsafe {
+        let x: *const i8 = record.add(first * 32).cast();
+        let tail = record.add(T * 32 + first * 4);
+        let words = |field: usize| tokens::<U>(tail.add(field * T * 4));
+        let floats = |field: usize| words(field).map(|x| vreinterpretq_f32_s32(x));
+        let start = |field: usize| match L::OFFSET_SHIFT {
+            None => [vdupq_n_s32(MAGIC.to_bits() as i32); U],
+            // A shift takes its count as a constant; 1 = 8 / 8 and 4 = 32 / 8 are the two in use.
+            Some(0) => words(field).map(|x| vaddq_s32(x, vdupq_n_s32(MAGIC.to_bits() as i32))),
+            Some(_) => words(field).map(|x| vaddq_s32(vshlq_n_s32::<2>(x), vdupq_n_s32(MAGIC.to_bits() as i32))),
+        };
+        let d = floats(0);
+        for quad in (0..4).step_by(Q) {
+            if L::HALVES {
+                for h in 0..2 {
+                    let dots = D::dot::<C, U, Q, 4>(cells, h * 4, quad, x, start(3 + h));
+                    accumulate::<L, U, Q>(dots, d, floats(5 + h), quad, &scale[h], &min[h], acc);
+                }
+            } else {
+                let dots = D::dot::<C, U, Q, 8>(cells, 0, quad, x, start(2));
+                accumulate::<L, U, Q>(dots, d, floats(1), quad, &scale[0], &min[0], acc);
+            }
+        }
+    }
+}
+
+/// 1.5 * 2^23. Sums start from its bits: as floats they then are it plus the sum, as long as that stays within 2^22 of 0,
+/// and a subtraction is half the work of a conversion. The largest sum is 32 x 127 x 128.
+const MAGIC: f32 = 12_582_912.0;
+const _: () = assert!(32 * 127 * 128 < 1 << 22);
+
+/// # Safety
+/// `quad + Q <= 4`; the caller has NEON.
+#[inline(always)]
+unsafe fn accumulate<L: Strip, const U: usize, const Q: usize>(
+    dots: [[int32x4_t; Q]; U],
+    d: [float32x4_t; U],
+    d_sum: [float32x4_t; U],
+    quad: usize,
+    scale: &[float32x4_t; 4],
+    min: &[float32x4_t; 4],
+    acc: &mut [[float32x4_t; 4]; U],
+) {
+    for t in 0..U {
+        for q in 0..Q {
+            // SAFETY: register arithmetic; the caller has the feature.
+            unsafe {
+                let dot = vsubq_f32(vreinterpretq_f32_s32(dots[t][q]), vdupq_n_f32(MAGIC));
+                let acc = &mut acc[t][quad + q];
+                *acc = vfmaq_f32(*acc, dot, vmulq_f32(scale[quad + q], d[t]));
+                if L::MIN {
+                    *acc = vfmsq_f32(*acc, min[quad + q], d_sum[t]);
+                }
+            }
+        }
+    }
+}
+
+/// The words of `U` tokens, each in every lane of a register.
+///
+/// # Safety
+/// `U` words are readable at `at`; the caller has NEON.
+#[inline(always)]
+unsafe fn tokens<const U: usize>(at: *const u8) -> [int32x4_t; U] {
+    // SAFETY: the caller's contract.
+    unsafe {
+        if U == 4 {
+            let four = vreinterpretq_s32_u8(vld1q_u8(at));
+            let lanes = [
+                vdupq_laneq_s32::<0>(four),
+                vdupq_laneq_s32::<1>(four),
+                vdupq_laneq_s32::<2>(four),
+                vdupq_laneq_s32::<3>(four),
+            ];
+            std::array::from_fn(|t| lanes[t])
+        } else {
+            std::array::from_fn(|t| vdupq_n_s32(at.add(t * 4).cast::<i32>().read_unaligned()))
+        }
+    }
+}
+
+/// # Safety
+/// The contract of [`TileArgs`]; `s < strip_count`; the caller has NEON.
+#[inline(always)]
+unsafe fn store<const T: usize>(args: &TileArgs, s: usize, acc: &[[float32x4_t; 4]; T]) {
+    for (t, acc) in acc.iter().enumerate() {
+        for (quad, &acc) in acc.iter().enumerate() {
+            // SAFETY: `out` has `T` rows of `16 * strip_count` floats that nobody else uses.
+            unsafe {
+                let out = args.out.add(t * args.out_stride + s * STRIP + quad * 4);
+                vst1q_f32(out, if args.add { vaddq_f32(vld1q_f32(out), acc) } else { acc });
+            }
+        }
+    }
+}

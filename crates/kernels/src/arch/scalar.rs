@@ -1,0 +1,161 @@
+//! The scalar reference: plain Rust on every processor, in the same order of operations as the vector tiles.
+
+use super::per_width;
+use crate::attention::PAGE;
+use crate::elementwise::elementwise;
+use crate::format::GROUP;
+use crate::isa::{Isa, Table, TileArgs};
+use crate::layout::{self, Bytes, Layout, STRIP};
+use crate::panel::RECORD;
+use half::f16;
+use std::slice;
+
+elementwise!();
+
+macro_rules! tiles {
+    ($layout:ident, $tile:ident) => {{
+        unsafe fn tile<const T: usize>(args: &TileArgs) {
+            // SAFETY: the same contract.
+            unsafe { $tile::<T>(args, Layout::$layout) }
+        }
+        per_width!(tile)
+    }};
+}
+
+pub(crate) static TABLE: Table = Table {
+    isa: Isa::Scalar,
+    f32: tiles!(F32, float_tile),
+    f16: tiles!(F16, float_tile),
+    bf16: tiles!(BF16, float_tile),
+    q8: tiles!(Q8, integer_tile),
+    q4: tiles!(Q4, integer_tile),
+    q4k: tiles!(Q4K, integer_tile),
+    q6k: tiles!(Q6K, integer_tile),
+    w8: tiles!(W8, integer_tile),
+    w8_half: tiles!(W8Half, integer_tile),
+    score: per_width!(score),
+    mix: per_width!(mix),
+    quantize_row,
+    rms_norm,
+    silu_mul,
+    softmax_tile,
+    max,
+    exp_sum,
+};
+
+/// # Safety
+/// The contract of [`TileArgs`].
+unsafe fn integer_tile<const T: usize>(args: &TileArgs, layout: Layout) {
+    let groups = args.cols / GROUP;
+    for s in 0..args.strip_count {
+        // SAFETY: the contract gives `strip_count` strips and a panel of `groups` records.
+        let (strip, panel) = unsafe {
+            let strip = slice::from_raw_parts(args.strips.add(s * args.strip_bytes), args.strip_bytes);
+            (strip, slice::from_raw_parts(args.panel, groups * RECORD * T))
+        };
+        let mut acc = [[0f32; STRIP]; T];
+        for (g, record) in panel.chunks_exact(RECORD * T).enumerate() {
+            let weights = layout::unpack_group(layout, Bytes::Signed, strip, args.cols, g);
+            let float = |field: usize, t: usize| {
+                let at = T * GROUP + (field * T + t) * 4;
+                f32::from_le_bytes(record[at..at + 4].try_into().expect("4 bytes"))
+            };
+            for (t, acc) in acc.iter_mut().enumerate() {
+                let x: &[u8; GROUP] = record[t * GROUP..][..GROUP].try_into().expect("32 bytes");
+                let (d, sums) = (float(0, t), [float(5, t), float(6, t)]);
+                for (acc, w) in acc.iter_mut().zip(&weights) {
+                    for h in 0..2 {
+                        let range = h * 16..(h + 1) * 16;
+                        let dot: i32 = w.q[range.clone()].iter().zip(&x[range]).map(|(&w, &x)| i32::from(w) * i32::from(x as i8)).sum();
+                        *acc += dot as f32 * (w.scale[h] * d) - w.min[h] * sums[h];
+                    }
+                }
+            }
+        }
+        // SAFETY: the same contract.
+        unsafe { store(args, s, &acc) }
+    }
+}
+
+/// # Safety
+/// The contract of [`TileArgs`].
+unsafe fn float_tile<const T: usize>(args: &TileArgs, layout: Layout) {
+    for s in 0..args.strip_count {
+        // SAFETY: the contract gives `strip_count` strips and a panel of `cols` x `T` floats.
+        let (strip, panel) = unsafe {
+            let strip = slice::from_raw_parts(args.strips.add(s * args.strip_bytes), args.strip_bytes);
+            (strip, slice::from_raw_parts(args.panel.cast::<f32>(), args.cols * T))
+        };
+        let mut acc = [[0f32; STRIP]; T];
+        for (c, x) in panel.chunks_exact(T).enumerate() {
+            for r in 0..STRIP {
+                let w = layout::float_weight(layout, strip, r, c);
+                for (acc, x) in acc.iter_mut().zip(x) {
+                    acc[r] += w * x;
+                }
+            }
+        }
+        // SAFETY: the same contract.
+        unsafe { store(args, s, &acc) }
+    }
+}
+
+/// # Safety
+/// The contract of [`TileArgs`].
+unsafe fn store<const T: usize>(args: &TileArgs, strip: usize, acc: &[[f32; STRIP]; T]) {
+    for (t, acc) in acc.iter().enumerate() {
+        // SAFETY: `out` has `T` rows of `16 * strip_count` floats that nobody else uses.
+        let out = unsafe { slice::from_raw_parts_mut(args.out.add(t * args.out_stride + strip * STRIP), STRIP) };
+        for (out, acc) in out.iter_mut().zip(acc) {
+            *out = if args.add { *out + acc } else { *acc };
+        }
+    }
+}
+
+/// # Safety
+/// The contract of [`crate::isa::ScoreFn`].
+unsafe fn score<const T: usize>(q: *const f32, k: *const u16, dim: usize, out: *mut f32, out_stride: usize) {
+    // SAFETY: the contract gives `dim * T` floats, `dim * 16` halves and `T` rows of 16 floats.
+    unsafe {
+        let mut acc = [[0f32; STRIP]; T];
+        for c in 0..dim {
+            for j in 0..STRIP {
+                let k = f16::from_bits(*k.add(c * STRIP + j)).to_f32();
+                for (t, acc) in acc.iter_mut().enumerate() {
+                    acc[j] += *q.add(c * T + t) * k;
+                }
+            }
+        }
+        for (t, acc) in acc.iter().enumerate() {
+            out.add(t * out_stride).cast::<[f32; STRIP]>().write_unaligned(*acc);
+        }
+    }
+}
+
+/// # Safety
+/// The contract of [`crate::isa::MixFn`].
+unsafe fn mix<const T: usize>(
+    weight: *const f32,
+    v: *const u16,
+    v_stride: usize,
+    count: usize,
+    alpha: *const f32,
+    out: *mut f32,
+    out_stride: usize,
+) {
+    // SAFETY: the contract gives `T` rows of PAGE weights, `count` rows of 16 halves, `T` alphas, `T` rows of 16 floats.
+    unsafe {
+        for t in 0..T {
+            let out = slice::from_raw_parts_mut(out.add(t * out_stride), STRIP);
+            for o in out.iter_mut() {
+                *o *= *alpha.add(t);
+            }
+            for p in 0..count {
+                let w = *weight.add(t * PAGE + p);
+                for (j, o) in out.iter_mut().enumerate() {
+                    *o += w * f16::from_bits(*v.add(p * v_stride + j)).to_f32();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! AVX2: two registers hold a cell of 16 rows x 4 columns, `vpmaddubsw` multiplies each by 4 activations that are
+//! broadcast from memory.
+
+mod float;
+mod integer;
+
+use crate::arch::per_width;
+use crate::elementwise::elementwise;
+use crate::isa::{Isa, Table};
+use float::{Bf16, F16, F32};
+use integer::{Q4, Q4K, Q6K, Q8, W8, W8Half};
+
+elementwise!(target_feature(enable = "avx2,fma,f16c"));
+
+pub(crate) static TABLE: Table = Table {
+    isa: Isa::Avx2,
+    f32: per_width!(float_tile, F32),
+    f16: per_width!(float_tile, F16),
+    bf16: per_width!(float_tile, Bf16),
+    q8: per_width!(integer_tile, Q8),
+    q4: per_width!(integer_tile, Q4),
+    q4k: per_width!(integer_tile, Q4K),
+    q6k: per_width!(integer_tile, Q6K),
+    w8: per_width!(integer_tile, W8),
+    w8_half: per_width!(integer_tile, W8Half),
+    score: per_width!(score),
+    mix: per_width!(mix),
+    quantize_row,
+    rms_norm,
+    silu_mul,
+    softmax_tile,
+    max,
+    exp_sum,
+};
+
+use float::{float_tile, mix, score};
+use integer::integer_tile;

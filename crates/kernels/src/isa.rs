@@ -1,0 +1,211 @@
+//! Instruction sets: what this processor has, and the table of functions that goes with each.
+//!
+//! A [`Table`] can only be had for a set that the processor has, so holding one proves support.
+
+use crate::layout::{Bytes, Layout};
+use crate::panel::PANEL_WIDTHS;
+use std::fmt;
+use std::str::FromStr;
+
+/// An instruction set that kernels are written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Isa {
+    /// Plain Rust; the reference the others are tested against.
+    Scalar,
+    /// AVX2 with FMA and F16C.
+    Avx2,
+    /// AVX-512 F, BW, VL, DQ and VNNI.
+    Avx512Vnni,
+    /// Armv8.0 Advanced SIMD.
+    Neon,
+    /// NEON with the dot product instructions of Armv8.2 (`sdot`).
+    NeonDotprod,
+}
+
+impl Isa {
+    /// Slowest first.
+    pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::Avx2, Isa::Avx512Vnni, Isa::Neon, Isa::NeonDotprod];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "scalar",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512Vnni => "avx512-vnni",
+            Isa::Neon => "neon",
+            Isa::NeonDotprod => "neon-dotprod",
+        }
+    }
+
+    /// Whether this processor has it.
+    pub fn is_supported(self) -> bool {
+        match self {
+            Isa::Scalar => true,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => {
+                Isa::Avx2.is_supported()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDotprod => {
+                std::arch::is_aarch64_feature_detected!("neon")
+                    && std::arch::is_aarch64_feature_detected!("dotprod")
+            }
+            _ => false,
+        }
+    }
+
+    /// The fastest set that this processor has.
+    pub fn detect() -> Isa {
+        Isa::ALL.into_iter().rev().find(|isa| isa.is_supported()).expect("scalar is always supported")
+    }
+
+    /// How 8-bit weights are packed for this set.
+    pub fn bytes(self) -> Bytes {
+        match self {
+            Isa::Avx512Vnni => Bytes::Unsigned,
+            Isa::Scalar | Isa::Avx2 | Isa::Neon | Isa::NeonDotprod => Bytes::Signed,
+        }
+    }
+
+    /// The functions of this set, where the processor has it.
+    pub fn table(self) -> Option<&'static Table> {
+        if !self.is_supported() {
+            return None;
+        }
+        match self {
+            Isa::Scalar => Some(&crate::arch::scalar::TABLE),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Some(&crate::arch::x86_64::avx2::TABLE),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => Some(&crate::arch::x86_64::avx512::TABLE),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => Some(&crate::arch::aarch64::neon::TABLE),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDotprod => Some(&crate::arch::aarch64::dotprod::TABLE),
+            #[allow(unreachable_patterns, reason = "which sets remain depends on the architecture")]
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Isa {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        Isa::ALL.into_iter().find(|isa| isa.name() == name).ok_or_else(|| {
+            let known: Vec<_> = Isa::ALL.iter().map(|isa| isa.name()).collect();
+            format!("no instruction set is called '{name}'; known are {}", known.join(", "))
+        })
+    }
+}
+
+/// One call of a matrix tile: some strips times one panel.
+///
+/// The unsafe contract of every [`TileFn`]: `strips` points at `strip_count` strips of `strip_bytes` bytes of the layout
+/// the function is for, with `cols` columns; `panel` at a panel of the function's width and kind (integer or float) with
+/// `cols` columns; `out` at `width` rows, `out_stride` floats apart, of `16 * strip_count` floats that nobody else uses.
+pub(crate) struct TileArgs {
+    pub(crate) strips: *const u8,
+    pub(crate) strip_bytes: usize,
+    pub(crate) strip_count: usize,
+    pub(crate) cols: usize,
+    pub(crate) panel: *const u8,
+    pub(crate) out: *mut f32,
+    pub(crate) out_stride: usize,
+    /// Add to `out` instead of overwriting it.
+    pub(crate) add: bool,
+}
+
+pub(crate) type TileFn = unsafe fn(&TileArgs);
+
+/// One tile per panel width, widest first.
+pub(crate) type Tiles = [TileFn; PANEL_WIDTHS.len()];
+
+/// Scores of 16 positions for `T` query rows: `out[t * out_stride + j] = sum over c of q[c * T + t] * k[c * 16 + j]`.
+///
+/// Contract: `q` holds `dim * T` floats, `k` `dim * 16` halves, `out` `T` rows of 16 floats.
+pub(crate) type ScoreFn = unsafe fn(q: *const f32, k: *const u16, dim: usize, out: *mut f32, out_stride: usize);
+
+/// Weighted sum of values for `T` query rows and 16 dimensions, onto a rescaled accumulator:
+/// `out[t * out_stride + j] = out[..] * alpha[t] + sum over p < count of weight[t * PAGE + p] * v[p * v_stride + j]`.
+///
+/// Contract: `weight` holds `T` rows of [`PAGE`](crate::attention::PAGE) floats, `v` `count` rows of 16 halves
+/// `v_stride` apart, `alpha` `T` floats and `out` `T` rows of 16 floats.
+pub(crate) type MixFn = unsafe fn(
+    weight: *const f32,
+    v: *const u16,
+    v_stride: usize,
+    count: usize,
+    alpha: *const f32,
+    out: *mut f32,
+    out_stride: usize,
+);
+
+/// The functions of one instruction set.
+pub struct Table {
+    pub isa: Isa,
+    pub(crate) f32: Tiles,
+    pub(crate) f16: Tiles,
+    pub(crate) bf16: Tiles,
+    pub(crate) q8: Tiles,
+    pub(crate) q4: Tiles,
+    pub(crate) q4k: Tiles,
+    pub(crate) q6k: Tiles,
+    pub(crate) w8: Tiles,
+    pub(crate) w8_half: Tiles,
+    pub(crate) score: [ScoreFn; PANEL_WIDTHS.len()],
+    pub(crate) mix: [MixFn; PANEL_WIDTHS.len()],
+    /// Contract: see `panel::quantize_row_body`.
+    pub(crate) quantize_row: unsafe fn(row: &[f32], panel: *mut u8, width: usize, lane: usize),
+    /// Contract of these: the processor has the instruction set, which holding a table proves.
+    pub(crate) rms_norm: unsafe fn(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]),
+    pub(crate) silu_mul: unsafe fn(gate: &mut [f32], up: &[f32]),
+    pub(crate) softmax_tile: unsafe fn(scores: &mut [f32], max_before: f32) -> (f32, f32),
+    pub(crate) max: unsafe fn(x: &[f32]) -> f32,
+    pub(crate) exp_sum: unsafe fn(x: &[f32], max: f32) -> f32,
+}
+
+impl Table {
+    pub(crate) fn tiles(&self, layout: Layout) -> &Tiles {
+        match layout {
+            Layout::F32 => &self.f32,
+            Layout::F16 => &self.f16,
+            Layout::BF16 => &self.bf16,
+            Layout::Q8 => &self.q8,
+            Layout::Q4 => &self.q4,
+            Layout::Q4K => &self.q4k,
+            Layout::Q6K => &self.q6k,
+            Layout::W8 => &self.w8,
+            Layout::W8Half => &self.w8_half,
+        }
+    }
+}
+
+impl fmt::Debug for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Table({})", self.isa)
+    }
+}
+
+/// The index of a panel width in a table's arrays.
+pub(crate) fn width_index(width: usize) -> usize {
+    PANEL_WIDTHS.iter().position(|&w| w == width).expect("a panel width")
+}

@@ -1,0 +1,353 @@
+//! What happens between two synchronizations of a transformer's forward pass, one call each.
+
+use crate::Context;
+use crate::isa::{TileArgs, width_index};
+use crate::layout::{Layout, STRIP};
+use crate::matrix::Matrix;
+use crate::panel::{Activations, Kinds, panels};
+use crate::shared::SharedMut;
+
+/// A row-major buffer of floats whose rows have room for whole strips.
+#[derive(Clone, Debug, Default)]
+pub struct Rows {
+    data: Vec<f32>,
+    count: usize,
+    cols: usize,
+    stride: usize,
+}
+
+impl Rows {
+    pub fn new(count: usize, cols: usize) -> Self {
+        let mut rows = Self::default();
+        rows.reset(count, cols);
+        rows
+    }
+
+    /// Makes it `count` x `cols`; the contents are undefined.
+    pub fn reset(&mut self, count: usize, cols: usize) {
+        (self.count, self.cols, self.stride) = (count, cols, cols.next_multiple_of(STRIP));
+        let len = count * self.stride;
+        if self.data.len() < len {
+            self.data.resize(len, 0.0);
+        }
+    }
+
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// # Panics
+    /// If there is no such row.
+    pub fn row(&self, i: usize) -> &[f32] {
+        assert!(i < self.count, "row {i} of {}", self.count);
+        &self.data[i * self.stride..][..self.cols]
+    }
+
+    /// # Panics
+    /// If there is no such row.
+    pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
+        assert!(i < self.count, "row {i} of {}", self.count);
+        &mut self.data[i * self.stride..][..self.cols]
+    }
+
+    pub(crate) fn shared(&mut self) -> SharedRows<'_> {
+        let len = self.count * self.stride;
+        SharedRows { data: SharedMut::new(&mut self.data[..len]), cols: self.cols, stride: self.stride }
+    }
+}
+
+/// Rows that several threads write in different places.
+#[derive(Clone, Copy)]
+pub(crate) struct SharedRows<'a> {
+    data: SharedMut<'a, f32>,
+    cols: usize,
+    pub(crate) stride: usize,
+}
+
+impl<'a> SharedRows<'a> {
+    /// # Safety
+    /// No two parts that live at the same time overlap.
+    #[allow(clippy::mut_from_ref, reason = "the contract above is what a borrow would check")]
+    pub(crate) unsafe fn part(&self, row: usize, start: usize, len: usize) -> &'a mut [f32] {
+        assert!(start + len <= self.stride, "{start}..+{len} of {}", self.stride);
+        // SAFETY: the caller's contract.
+        unsafe { self.data.slice(row * self.stride + start, len) }
+    }
+
+    /// # Safety
+    /// No two rows that live at the same time overlap.
+    #[allow(clippy::mut_from_ref, reason = "the contract above is what a borrow would check")]
+    pub(crate) unsafe fn row(&self, row: usize) -> &'a mut [f32] {
+        // SAFETY: the caller's contract.
+        unsafe { self.part(row, 0, self.cols) }
+    }
+
+    fn pointer(&self, row: usize, start: usize) -> *mut f32 {
+        self.data.pointer(row * self.stride + start)
+    }
+}
+
+/// Operations on fewer tokens than this are not worth waking another thread for.
+const TOKENS_INLINE_MAX: usize = 4;
+
+/// Tokens that one item of an elementwise operation handles.
+const TOKENS_PER_ITEM: usize = 4;
+
+/// Bytes of packed weights in one item of a multiplication: the part of a 1 MiB second-level cache that a block of
+/// weights may take while the panels of a prefill pass by.
+const ITEM_BYTES_MAX: usize = 256 * 1024;
+
+/// Items per thread that make up for one thread being slower than another.
+const ITEMS_PER_THREAD: usize = 8;
+
+/// Calls `f` for every token, on all threads if there are enough of them to pay.
+pub(crate) fn for_each_token(context: Context<'_>, tokens: usize, f: &(dyn Fn(usize) + Sync)) {
+    if tokens <= TOKENS_INLINE_MAX {
+        return (0..tokens).for_each(f);
+    }
+    context.pool.run(tokens.div_ceil(TOKENS_PER_ITEM), &|item| {
+        (item * TOKENS_PER_ITEM..tokens.min((item + 1) * TOKENS_PER_ITEM)).for_each(f);
+    });
+}
+
+/// What the panels of a matrix's activations must hold.
+pub fn kinds_for<'a>(matrices: impl IntoIterator<Item = &'a Matrix>) -> Kinds {
+    let mut kinds = Kinds::default();
+    for matrix in matrices {
+        match matrix.layout() {
+            Layout::F32 | Layout::F16 => kinds.float = true,
+            Layout::BF16 => kinds.bf16 = true,
+            _ => kinds.integer = true,
+        }
+    }
+    kinds
+}
+
+/// One matrix of a multiplication: `out[t] = matrix x activations[t]`, or added to `out[t]`.
+pub struct Product<'a> {
+    pub matrix: &'a Matrix,
+    pub out: &'a mut Rows,
+    pub add: bool,
+}
+
+impl<'a> Product<'a> {
+    pub fn new(matrix: &'a Matrix, out: &'a mut Rows) -> Self {
+        Self { matrix, out, add: false }
+    }
+}
+
+/// Multiplies the same activations by several matrices, in one go over all threads.
+///
+/// # Panics
+/// If a matrix's columns are not those of the activations, they lack the kind of panel it needs, or an output has not
+/// the shape tokens x rows.
+pub fn multiply(context: Context<'_>, activations: &Activations, products: &mut [Product<'_>]) {
+    let tokens = activations.tokens();
+    let mut first_item = 0;
+    let parts: Vec<_> = products
+        .iter_mut()
+        .map(|product| {
+            check_shapes(activations, product.matrix, product.out);
+            let chunk = strips_per_item(context, product.matrix, tokens);
+            let items = product.matrix.strips().div_ceil(chunk);
+            let part = (first_item, chunk, product.matrix, product.out.shared(), product.add);
+            first_item += items;
+            part
+        })
+        .collect();
+    context.pool.run(first_item, &|item| {
+        let part = parts.iter().rev().find(|part| part.0 <= item);
+        let &(first, chunk, matrix, out, add) = part.expect("the first part starts at item 0");
+        let start = (item - first) * chunk;
+        let count = chunk.min(matrix.strips() - start);
+        for panel in panels(tokens) {
+            tile(context, matrix, start, count, activations, panel, &out, add);
+        }
+    });
+}
+
+/// The gated half of a feed-forward layer: `gate_out[t] = silu(gate x activations[t]) * (up x activations[t])`.
+/// `up_out` is scratch space of the same shape.
+///
+/// # Panics
+/// As [`multiply`], and if the two matrices differ in shape.
+pub fn multiply_swiglu(
+    context: Context<'_>,
+    activations: &Activations,
+    gate: &Matrix,
+    up: &Matrix,
+    gate_out: &mut Rows,
+    up_out: &mut Rows,
+) {
+    assert_eq!((gate.rows(), gate.cols()), (up.rows(), up.cols()), "gate and up differ in shape");
+    check_shapes(activations, gate, gate_out);
+    check_shapes(activations, up, up_out);
+    let tokens = activations.tokens();
+    let chunk = strips_per_item(context, gate, tokens);
+    let (gate_out, up_out) = (gate_out.shared(), up_out.shared());
+    context.pool.run(gate.strips().div_ceil(chunk), &|item| {
+        let start = item * chunk;
+        let count = chunk.min(gate.strips() - start);
+        for panel in panels(tokens) {
+            tile(context, gate, start, count, activations, panel.clone(), &gate_out, false);
+            tile(context, up, start, count, activations, panel.clone(), &up_out, false);
+            for t in panel {
+                // SAFETY: this item alone touches these columns, and the table proves the instruction set.
+                unsafe {
+                    let gate = gate_out.part(t, start * STRIP, count * STRIP);
+                    let up = up_out.part(t, start * STRIP, count * STRIP);
+                    (context.table.silu_mul)(gate, up);
+                }
+            }
+        }
+    });
+}
+
+fn check_shapes(activations: &Activations, matrix: &Matrix, out: &Rows) {
+    assert_eq!(matrix.cols(), activations.cols(), "columns of {matrix:?} and of the activations");
+    assert_eq!((out.count(), out.cols()), (activations.tokens(), matrix.rows()), "output of {matrix:?}");
+}
+
+/// Strips that one item multiplies: few enough for the caches and for balance, in fours since a decode takes four at
+/// once.
+fn strips_per_item(context: Context<'_>, matrix: &Matrix, tokens: usize) -> usize {
+    let cached = if tokens > 2 { ITEM_BYTES_MAX / matrix.strip_bytes().max(1) } else { 4 };
+    let balanced = matrix.strips() / (context.pool.threads() * ITEMS_PER_THREAD);
+    let most = matrix.strips().div_ceil(crate::pool::ITEMS_MAX);
+    (cached.min(balanced) / 4 * 4).max(4).max(most)
+}
+
+/// `count` strips from `start` on times one panel.
+#[allow(clippy::too_many_arguments, reason = "the coordinates of a tile")]
+fn tile(
+    context: Context<'_>,
+    matrix: &Matrix,
+    start: usize,
+    count: usize,
+    activations: &Activations,
+    panel: std::ops::Range<usize>,
+    out: &SharedRows<'_>,
+    add: bool,
+) {
+    assert_eq!(matrix.bytes_kind(), context.table.isa.bytes(), "{matrix:?} is packed for another instruction set");
+    let strip_bytes = matrix.strip_bytes();
+    let strips = &matrix.as_slice()[start * strip_bytes..][..count * strip_bytes];
+    let args = TileArgs {
+        strips: strips.as_ptr(),
+        strip_bytes,
+        strip_count: count,
+        cols: matrix.cols(),
+        panel: match matrix.layout() {
+            Layout::F32 | Layout::F16 => activations.float_panel(panel.start),
+            Layout::BF16 => activations.bf16_panel(panel.start),
+            _ => activations.integer_panel(panel.start),
+        },
+        out: out.pointer(panel.start, start * STRIP),
+        out_stride: out.stride,
+        add,
+    };
+    let tile = context.table.tiles(matrix.layout())[width_index(panel.len())];
+    // SAFETY: the strips were just sliced; the panel is one of `panels(tokens)` with the matrix's columns (checked by
+    // the callers); rows of `out` have room for whole strips and this item alone writes these; the table proves the
+    // instruction set.
+    unsafe { tile(&args) }
+}
+
+/// Root-mean-square norm of every row of `x`, written as activations.
+///
+/// # Panics
+/// If `weight` has not the rows' length.
+pub fn rms_norm(
+    context: Context<'_>,
+    x: &Rows,
+    weight: &[f32],
+    epsilon: f32,
+    kinds: Kinds,
+    out: &mut Activations,
+) {
+    out.reset(x.count(), x.cols(), kinds);
+    let writer = out.writer();
+    for_each_token(context, x.count(), &|t| {
+        let mut row = vec![0.0; x.cols()];
+        // SAFETY: each token is written once; the table proves the instruction set.
+        unsafe {
+            (context.table.rms_norm)(x.row(t), weight, epsilon, &mut row);
+            writer.write(context.table, t, &row);
+        }
+    });
+}
+
+/// Every row of `x` as activations.
+pub fn activate(context: Context<'_>, x: &Rows, kinds: Kinds, out: &mut Activations) {
+    out.reset(x.count(), x.cols(), kinds);
+    let writer = out.writer();
+    for_each_token(context, x.count(), &|t| {
+        // SAFETY: each token is written once.
+        unsafe { writer.write(context.table, t, x.row(t)) }
+    });
+}
+
+/// Adds a bias to every row.
+///
+/// # Panics
+/// If `bias` has not the rows' length.
+pub fn add_bias(x: &mut Rows, bias: &[f32]) {
+    assert_eq!(x.cols(), bias.len(), "length of a bias");
+    for t in 0..x.count() {
+        for (x, b) in x.row_mut(t).iter_mut().zip(bias) {
+            *x += b;
+        }
+    }
+}
+
+/// The largest value of `x`, negative infinity of nothing.
+pub fn max(context: Context<'_>, x: &[f32]) -> f32 {
+    // SAFETY: the table proves the instruction set.
+    unsafe { (context.table.max)(x) }
+}
+
+/// The logarithm of the sum of `e^x`, the denominator of a log-softmax.
+pub fn log_sum_exp(context: Context<'_>, x: &[f32]) -> f32 {
+    let max = max(context, x);
+    if !max.is_finite() {
+        return max;
+    }
+    // SAFETY: the table proves the instruction set.
+    max + unsafe { (context.table.exp_sum)(x, max) }.ln()
+}
+
+/// Multiplies every element.
+pub fn scale(x: &mut Rows, factor: f32) {
+    for t in 0..x.count() {
+        x.row_mut(t).iter_mut().for_each(|x| *x *= factor);
+    }
+}
+
+/// `x += y`.
+///
+/// # Panics
+/// If the shapes differ.
+pub fn add(x: &mut Rows, y: &Rows) {
+    assert_eq!((x.count(), x.cols()), (y.count(), y.cols()), "shapes of a sum");
+    for t in 0..x.count() {
+        for (x, y) in x.row_mut(t).iter_mut().zip(y.row(t)) {
+            *x += y;
+        }
+    }
+}
+
+/// `gate = silu(gate) * up`.
+///
+/// # Panics
+/// If the shapes differ.
+pub fn silu_mul(context: Context<'_>, gate: &mut Rows, up: &Rows) {
+    assert_eq!((gate.count(), gate.cols()), (up.count(), up.cols()), "shapes of gate and up");
+    let tokens = gate.count();
+    let gate = gate.shared();
+    // SAFETY: each token's row is touched once; the table proves the instruction set.
+    for_each_token(context, tokens, &|t| unsafe { (context.table.silu_mul)(gate.row(t), up.row(t)) });
+}

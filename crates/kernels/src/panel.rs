@@ -1,0 +1,287 @@
+//! Activations as the tiles want them: panels of up to 12 tokens, quantized to 8 bits or as floats.
+//!
+//! A batch of tokens is cut into panels of 12, 8, 4, 2 and 1 tokens. In an integer panel of `T` tokens each group of 32
+//! columns is one record of `60 T` bytes: `q [T][32] i8`, then per token `d f32`, `d * sum f32`, `-8 * sum i32`,
+//! `-8 * sum0 i32`, `-8 * sum1 i32`, `d * sum0 f32`, `d * sum1 f32`, where `x ~ d * q`, `sum0` and `sum1` are the sums of
+//! `q` over the two halves and `sum` over both. The sums turn weights stored with an offset or a minimum back into
+//! their value without touching the inner loop. A float panel is `[cols][T] f32`.
+
+use crate::format::GROUP;
+use crate::isa::Table;
+use half::bf16;
+use std::ops::Range;
+
+/// Panel widths, widest first. A tile exists for each; the widest is what 32 vector registers hold.
+pub const PANEL_WIDTHS: [usize; 5] = [12, 8, 4, 2, 1];
+
+/// Bytes per token and group of an integer panel.
+pub(crate) const RECORD: usize = GROUP + 7 * 4;
+
+/// Cuts `0..tokens` into panels.
+pub fn panels(tokens: usize) -> impl Iterator<Item = Range<usize>> {
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        let width = PANEL_WIDTHS.into_iter().find(|&w| start + w <= tokens)?;
+        start += width;
+        Some(start - width..start)
+    })
+}
+
+/// The panel that holds `token`, without walking the ones before it.
+fn panel_of(token: usize, tokens: usize) -> Range<usize> {
+    let wide = PANEL_WIDTHS[0];
+    if token / wide < tokens / wide {
+        let start = token / wide * wide;
+        return start..start + wide;
+    }
+    let first = tokens / wide * wide;
+    let rest = panels(tokens - first).find(|p| p.contains(&(token - first)));
+    let rest = rest.expect("token is within tokens");
+    rest.start + first..rest.end + first
+}
+
+/// The activations of a batch of tokens, ready to be multiplied: integer panels, float panels or both.
+#[derive(Debug, Default)]
+pub struct Activations {
+    tokens: usize,
+    cols: usize,
+    integers: Vec<u8>,
+    floats: Vec<f32>,
+    bf16s: Vec<f32>,
+    kinds: Kinds,
+}
+
+/// Which panels are filled; what a layer's matrices need.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kinds {
+    pub integer: bool,
+    pub float: bool,
+    /// Floats rounded to bfloat16, for BF16 weights: what processors with instructions for them multiply.
+    pub bf16: bool,
+}
+
+impl Activations {
+    /// Makes room for `tokens` x `cols`; contents are undefined until every token has been written.
+    ///
+    /// # Panics
+    /// If integer panels are asked for and `cols` is not a multiple of 32.
+    pub fn reset(&mut self, tokens: usize, cols: usize, kinds: Kinds) {
+        (self.tokens, self.cols, self.kinds) = (tokens, cols, kinds);
+        if kinds.integer {
+            assert!(cols.is_multiple_of(GROUP), "{cols} columns are not a multiple of {GROUP}");
+            let len = tokens * cols / GROUP * RECORD;
+            if self.integers.len() < len {
+                self.integers.resize(len, 0);
+            }
+        }
+        for (wanted, floats) in [(kinds.float, &mut self.floats), (kinds.bf16, &mut self.bf16s)] {
+            if wanted && floats.len() < tokens * cols {
+                floats.resize(tokens * cols, 0.0);
+            }
+        }
+    }
+
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    pub fn kinds(&self) -> Kinds {
+        self.kinds
+    }
+
+    /// Writes one token's row.
+    pub fn write(&mut self, table: &Table, token: usize, row: &[f32]) {
+        let writer = self.writer();
+        // SAFETY: `&mut self` excludes every other writer and reader.
+        unsafe { writer.write(table, token, row) }
+    }
+
+    /// A handle through which several threads write different tokens at once.
+    pub(crate) fn writer(&mut self) -> Writer {
+        Writer {
+            tokens: self.tokens,
+            cols: self.cols,
+            kinds: self.kinds,
+            integers: self.integers.as_mut_ptr(),
+            floats: self.floats.as_mut_ptr(),
+            bf16s: self.bf16s.as_mut_ptr(),
+        }
+    }
+
+    /// Start of the integer panel whose first token is `token`.
+    pub(crate) fn integer_panel(&self, token: usize) -> *const u8 {
+        assert!(self.kinds.integer, "integer panels were not asked for");
+        self.integers[token * self.cols / GROUP * RECORD..].as_ptr()
+    }
+
+    /// Start of the float panel whose first token is `token`.
+    pub(crate) fn float_panel(&self, token: usize) -> *const u8 {
+        assert!(self.kinds.float, "float panels were not asked for");
+        self.floats[token * self.cols..].as_ptr().cast()
+    }
+
+    /// Start of the panel of floats rounded to bfloat16 whose first token is `token`.
+    pub(crate) fn bf16_panel(&self, token: usize) -> *const u8 {
+        assert!(self.kinds.bf16, "bfloat16 panels were not asked for");
+        self.bf16s[token * self.cols..].as_ptr().cast()
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Writer {
+    tokens: usize,
+    cols: usize,
+    kinds: Kinds,
+    integers: *mut u8,
+    floats: *mut f32,
+    bf16s: *mut f32,
+}
+
+// SAFETY: the pointers are only followed by `write`, whose contract makes threads touch different tokens.
+unsafe impl Send for Writer {}
+// SAFETY: as above.
+unsafe impl Sync for Writer {}
+
+impl Writer {
+    /// Writes one token's row into every panel that is wanted.
+    ///
+    /// # Safety
+    /// The [`Activations`] behind this handle is alive and not otherwise used, and no other thread writes `token`.
+    pub(crate) unsafe fn write(&self, table: &Table, token: usize, row: &[f32]) {
+        assert!(token < self.tokens && row.len() == self.cols, "row {token} of {}", self.tokens);
+        let panel = panel_of(token, self.tokens);
+        let (width, lane) = (panel.len(), token - panel.start);
+        if self.kinds.integer {
+            // SAFETY: `reset` made room for `tokens * cols / 32` records and this panel's lie from its first token on.
+            unsafe {
+                let start = self.integers.add(panel.start * self.cols / GROUP * RECORD);
+                (table.quantize_row)(row, start, width, lane);
+            }
+        }
+        if self.kinds.float {
+            // SAFETY: `reset` made room for `tokens * cols` floats.
+            unsafe { write_floats(self.floats.add(panel.start * self.cols + lane), width, row.iter().copied()) }
+        }
+        if self.kinds.bf16 {
+            let rounded = row.iter().map(|&x| bf16::from_f32(x).to_f32());
+            // SAFETY: as above.
+            unsafe { write_floats(self.bf16s.add(panel.start * self.cols + lane), width, rounded) }
+        }
+    }
+}
+
+/// # Safety
+/// Every `width`-th float from `lane` on, one per element of `row`, may be written and is not otherwise used.
+unsafe fn write_floats(lane: *mut f32, width: usize, row: impl Iterator<Item = f32>) {
+    for (c, x) in row.enumerate() {
+        // SAFETY: the caller's contract.
+        unsafe { lane.add(c * width).write(x) }
+    }
+}
+
+/// Quantizes a row into lane `lane` of a panel of `width` tokens. Plain arithmetic on arrays: each instruction set
+/// compiles it with its own features (see `elementwise!`) and the compiler vectorizes it.
+///
+/// # Safety
+/// `panel` points at `row.len() / 32` records of `60 * width` bytes that nobody else uses.
+#[inline(always)]
+pub(crate) unsafe fn quantize_row_body(row: &[f32], panel: *mut u8, width: usize, lane: usize) {
+    for (g, x) in row.as_chunks::<GROUP>().0.iter().enumerate() {
+        let (q, d, sums) = quantize_group(x);
+        let sum = sums[0] + sums[1];
+        // SAFETY: record `g` lies within the panel by the caller's contract, and its parts within the record.
+        unsafe {
+            let record = panel.add(g * RECORD * width);
+            record.add(lane * GROUP).cast::<[i8; GROUP]>().write_unaligned(q);
+            let tail = record.add(width * GROUP + lane * 4);
+            let field = |i: usize| tail.add(i * width * 4);
+            field(0).cast::<f32>().write_unaligned(d);
+            field(1).cast::<f32>().write_unaligned(d * sum as f32);
+            field(2).cast::<i32>().write_unaligned(-8 * sum);
+            field(3).cast::<i32>().write_unaligned(-8 * sums[0]);
+            field(4).cast::<i32>().write_unaligned(-8 * sums[1]);
+            field(5).cast::<f32>().write_unaligned(d * sums[0] as f32);
+            field(6).cast::<f32>().write_unaligned(d * sums[1] as f32);
+        }
+    }
+}
+
+/// 32 floats as `d * q`, `q` in -127..=127, and the sums of `q` over both halves. Values that are not finite become
+/// finite nonsense, never undefined behaviour.
+#[inline(always)]
+pub(crate) fn quantize_group(x: &[f32; GROUP]) -> ([i8; GROUP], f32, [i32; 2]) {
+    let mut lanes = [0f32; 16];
+    for i in 0..16 {
+        lanes[i] = x[i].abs().max(x[i + 16].abs());
+    }
+    let mut n = 8;
+    while n > 0 {
+        for i in 0..n {
+            lanes[i] = lanes[i].max(lanes[i + n]);
+        }
+        n /= 2;
+    }
+    let amax = lanes[0].min(f32::MAX);
+    let d = amax / 127.0;
+    let inverse = if d > 0.0 { 127.0 / amax } else { 0.0 };
+    // Adding 1.5 * 2^23 leaves the nearest integer (ties to even) in the low bits of the float.
+    const MAGIC: f32 = 12_582_912.0;
+    let mut q = [0i32; GROUP];
+    for i in 0..GROUP {
+        let scaled = (x[i] * inverse).clamp(-127.0, 127.0);
+        q[i] = (scaled + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32;
+    }
+    let mut sums = [0i32; 2];
+    for i in 0..16 {
+        sums[0] += q[i] as i8 as i32;
+        sums[1] += q[i + 16] as i8 as i32;
+    }
+    (q.map(|q| q as i8), d, sums)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panels_cover_every_token_once() {
+        for tokens in 0..100 {
+            let mut next = 0;
+            for p in panels(tokens) {
+                assert_eq!(p.start, next);
+                assert!(PANEL_WIDTHS.contains(&p.len()));
+                for t in p.clone() {
+                    assert_eq!(panel_of(t, tokens), p, "token {t} of {tokens}");
+                }
+                next = p.end;
+            }
+            assert_eq!(next, tokens);
+        }
+    }
+
+    #[test]
+    fn quantizing_keeps_the_largest_exact_and_the_rest_close() {
+        let x: [f32; GROUP] = std::array::from_fn(|i| (i as f32 * 0.7).sin() * 3.0);
+        let (q, d, sums) = quantize_group(&x);
+        assert_eq!(q.iter().map(|q| i32::from(q.abs())).max(), Some(127));
+        assert_eq!(sums[0] + sums[1], q.iter().map(|&q| i32::from(q)).sum::<i32>());
+        for (x, q) in x.iter().zip(q) {
+            assert!((x - d * f32::from(q)).abs() <= d * 0.501);
+        }
+    }
+
+    #[test]
+    fn quantizing_survives_zeros_and_the_not_finite() {
+        assert_eq!(quantize_group(&[0.0; GROUP]), ([0; GROUP], 0.0, [0, 0]));
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MIN_POSITIVE / 4.0] {
+            let mut x = [1.0; GROUP];
+            x[3] = bad;
+            let (_, d, _) = quantize_group(&x);
+            assert!(d.is_finite());
+        }
+    }
+}

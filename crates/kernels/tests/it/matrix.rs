@@ -1,0 +1,163 @@
+use crate::{Random, for_each_isa, random_rows};
+use kernels::format::Format;
+use kernels::layout::{self, Bytes, Layout};
+use kernels::matrix::Shape;
+use kernels::ops::{Product, Rows, kinds_for, multiply, multiply_swiglu};
+use kernels::{Activations, Context, Matrix};
+
+/// Activations that 8 bits hold exactly: multiples of a power of two whose largest is 127 of them.
+fn exact_row(cols: usize, random: &mut Random) -> Vec<f32> {
+    let mut row = Vec::with_capacity(cols);
+    for _ in 0..cols.div_ceil(32) {
+        let d = 2f32.powi(-((random.next() % 8) as i32));
+        let mut group: Vec<f32> = (0..32).map(|_| ((random.next() % 255) as f32 - 127.0) * d).collect();
+        group[(random.next() % 32) as usize] = 127.0 * d;
+        row.extend(group);
+    }
+    row.truncate(cols);
+    row
+}
+
+fn check_multiply(context: Context<'_>, format: Format, rows: usize, cols: usize, tokens: usize) {
+    let what = format!("{} {rows} x {cols}, {tokens} tokens on {:?}", format.name(), context.table);
+    let seed = (rows * 7919 + cols * 31 + tokens) as u64;
+    let source = random_rows(format, rows, cols, seed);
+    let shape = Shape { format, rows, cols };
+    let matrix = Matrix::packed(shape, context.table.isa, context.pool, &source);
+    let mut random = Random(seed | 1);
+    let x: Vec<_> = (0..tokens).map(|_| exact_row(cols, &mut random)).collect();
+    let mut activations = Activations::default();
+    activations.reset(tokens, cols, kinds_for([&matrix]));
+    for (t, x) in x.iter().enumerate() {
+        activations.write(context.table, t, x);
+    }
+    let mut out = Rows::new(tokens, rows);
+    multiply(context, &activations, &mut [Product::new(&matrix, &mut out)]);
+    let mut twice = out.clone();
+    multiply(context, &activations, &mut [Product { matrix: &matrix, out: &mut twice, add: true }]);
+
+    let row_bytes = format.row_bytes(cols).expect("whole blocks");
+    let mut weights = vec![0.0; cols];
+    let (mut error, mut power) = (0f64, 0f64);
+    for r in 0..rows {
+        format.dequantize_row(&source[r * row_bytes..][..row_bytes], &mut weights);
+        for (t, x) in x.iter().enumerate() {
+            let exact: f64 = weights.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum();
+            let got = out.row(t)[r];
+            error += (f64::from(got) - exact).powi(2);
+            power += exact.powi(2);
+            assert!((twice.row(t)[r] - 2.0 * got).abs() <= got.abs() * 1e-6, "{what}: adding");
+        }
+    }
+    assert!(error <= power * 1e-11, "{what}: normalised error {:e}", error / power);
+}
+
+#[test]
+fn products_match_double_precision() {
+    for_each_isa("products_match_double_precision", |context| {
+        for format in Format::ALL {
+            let unit = format.block_len().max(32);
+            for (rows, cols) in [(16, unit), (40, 3 * unit), (129, 2 * unit)] {
+                for tokens in [1, 2, 3, 4, 7, 12, 15, 27] {
+                    check_multiply(context, format, rows, cols, tokens);
+                }
+            }
+        }
+        for cols in [1, 7, 100] {
+            check_multiply(context, Format::F16, 33, cols, 5);
+            check_multiply(context, Format::F32, 5, cols, 13);
+        }
+    });
+}
+
+#[test]
+fn a_token_alone_and_in_a_batch_gives_the_same_bits() {
+    for_each_isa("a_token_alone_and_in_a_batch_gives_the_same_bits", |context| {
+        for format in Format::ALL {
+            let (rows, cols, tokens) = (100, 512, 27);
+            let source = random_rows(format, rows, cols, 5);
+            let matrix =
+                Matrix::packed(Shape { format, rows, cols }, context.table.isa, context.pool, &source);
+            let mut random = Random(9);
+            let x: Vec<Vec<f32>> =
+                (0..tokens).map(|_| (0..cols).map(|_| random.signed()).collect()).collect();
+            let product = |x: &[Vec<f32>]| {
+                let (mut activations, mut out) = (Activations::default(), Rows::new(x.len(), rows));
+                activations.reset(x.len(), cols, kinds_for([&matrix]));
+                for (t, x) in x.iter().enumerate() {
+                    activations.write(context.table, t, x);
+                }
+                multiply(context, &activations, &mut [Product::new(&matrix, &mut out)]);
+                out
+            };
+            let batch = product(&x);
+            for t in 0..tokens {
+                assert_eq!(product(&x[t..=t]).row(0), batch.row(t), "{} token {t}", format.name());
+            }
+        }
+    });
+}
+
+#[test]
+fn swiglu_is_silu_times_up() {
+    for_each_isa("swiglu_is_silu_times_up", |context| {
+        let (rows, cols, tokens) = (80, 96, 14);
+        let shape = Shape { format: Format::Q4_0, rows, cols };
+        let pack = |seed| {
+            let source = random_rows(shape.format, rows, cols, seed);
+            Matrix::packed(shape, context.table.isa, context.pool, &source)
+        };
+        let (gate, up) = (pack(1), pack(2));
+        let mut random = Random(3);
+        let mut activations = Activations::default();
+        activations.reset(tokens, cols, kinds_for([&gate, &up]));
+        for t in 0..tokens {
+            let row: Vec<_> = (0..cols).map(|_| random.signed()).collect();
+            activations.write(context.table, t, &row);
+        }
+        let rows = || Rows::new(tokens, rows);
+        let (mut g, mut u, mut fused, mut scratch) = (rows(), rows(), rows(), rows());
+        multiply(context, &activations, &mut [Product::new(&gate, &mut g), Product::new(&up, &mut u)]);
+        multiply_swiglu(context, &activations, &gate, &up, &mut fused, &mut scratch);
+        for t in 0..tokens {
+            for ((&g, &u), &got) in g.row(t).iter().zip(u.row(t)).zip(fused.row(t)) {
+                let want = g / (1.0 + (-g).exp()) * u;
+                assert!((want - got).abs() <= want.abs() * 1e-5 + 1e-6, "{want} {got}");
+            }
+        }
+    });
+}
+
+#[test]
+fn packing_loses_nothing() {
+    for format in Format::ALL {
+        let (rows, cols) = (13, 512);
+        let source = random_rows(format, rows, cols, 77);
+        let row_bytes = format.row_bytes(cols).expect("whole blocks");
+        let views: Vec<_> = source.chunks_exact(row_bytes).collect();
+        let layout = Layout::of(format);
+        for bytes in [Bytes::Signed, Bytes::Unsigned] {
+            let mut strip = vec![0xaa; layout.strip_bytes(cols)];
+            layout::pack_strip(format, bytes, &views, cols, &mut strip);
+            let mut want = vec![0.0; cols];
+            for (r, view) in views.iter().enumerate() {
+                format.dequantize_row(view, &mut want);
+                let got: Vec<f32> = if layout.is_float() {
+                    (0..cols).map(|c| layout::float_weight(layout, &strip, r, c)).collect()
+                } else {
+                    let value = |c: usize| {
+                        let group = &layout::unpack_group(layout, bytes, &strip, cols, c / 32)[r];
+                        let half = c % 32 / 16;
+                        group.scale[half] * f32::from(group.q[c % 32]) - group.min[half]
+                    };
+                    (0..cols).map(value).collect()
+                };
+                for (c, (want, got)) in want.iter().zip(&got).enumerate() {
+                    let what = format!("{} {bytes:?} row {r} column {c}", format.name());
+                    // An offset of 128 cancels in f32, at scales of up to 6.
+                    assert!((want - got).abs() <= want.abs().max(1.0) * 2e-4, "{what}: {want} {got}");
+                }
+            }
+        }
+    }
+}
