@@ -37,9 +37,10 @@ const STATES = {
 };
 
 async function watch() {
-  const { state, message } = await health();
+  const { state, message, progress } = await health();
   document.body.dataset.server = state;
-  status.textContent = state === "ok" ? "" : state === "failed" ? sentence(message) : (STATES[state] ?? message);
+  const words = state === "failed" ? sentence(message) : (STATES[state] ?? message);
+  status.textContent = progress === null ? words : `${words} ${Math.floor(progress * 100)}%`;
   status.hidden = state === "ok";
   page.ready = state === "ok";
   refresh();

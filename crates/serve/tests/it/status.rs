@@ -21,6 +21,9 @@ async fn health_while_the_model_comes() {
     assert_eq!(running.get("/v1/models").await.status, 503);
     assert_eq!(running.get("/metrics").await.status, 200);
 
+    running.server.loading(0.25);
+    assert_eq!(running.get("/health").await.json()["progress"], 0.25);
+
     running.server.failed("not a GGUF file");
     let failed = running.get("/health").await;
     assert_eq!((failed.status, &failed.json()["status"]), (503, &json!("failed")));
