@@ -43,8 +43,6 @@ pub enum ModelError {
     UnknownFormat { name: String, format: &'static str, known: String },
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
-    #[error("the model's chat template cannot be used")]
-    Template(#[from] TemplateError),
     #[error("this processor has no {0}")]
     IsaMissing(Isa),
     #[error("the model needs {needed_bytes} bytes of memory and {available_bytes} are available")]
@@ -94,7 +92,7 @@ pub struct Model {
     weights: Weights,
     isa: Isa,
     tokenizer: Option<Tokenizer>,
-    template: Option<ChatTemplate>,
+    template: Option<Result<ChatTemplate, TemplateError>>,
     packing: packed::Outcome,
 }
 
@@ -126,7 +124,8 @@ impl Model {
             return Err(ModelError::IsaMissing(options.isa));
         }
         let config = Config::read(&gguf)?;
-        let (tokenizer, template) = read_text_parts(&gguf)?;
+        let tokenizer = read_tokenizer(&gguf)?;
+        let template = tokenizer.as_ref().and_then(|t| ChatTemplate::from_gguf(&gguf, t).transpose());
         let plan = weights::plan(&gguf, &config)?;
         let needed_bytes = plan.packed_bytes();
         if let Some(available_bytes) = options.memory_bytes_max
@@ -152,8 +151,9 @@ impl Model {
         self.tokenizer.as_ref()
     }
 
-    pub fn template(&self) -> Option<&ChatTemplate> {
-        self.template.as_ref()
+    /// How the model wants conversations written, or why its way cannot be followed; `None` where the file does not say.
+    pub fn template(&self) -> Option<Result<&ChatTemplate, &TemplateError>> {
+        self.template.as_ref().map(Result::as_ref)
     }
 
     /// `general.name`, or the file's name.
@@ -223,15 +223,13 @@ impl Model {
     }
 }
 
-/// Tokenizer and template, where the file has a vocabulary that text can be made of.
-fn read_text_parts(gguf: &Gguf) -> Result<(Option<Tokenizer>, Option<ChatTemplate>), ModelError> {
-    // "no_vocab" and "test" are what ggml's tools write for files that only have weights.
+/// Where the file has a vocabulary that text can be made of. "no_vocab" and "test" are what ggml's tools write for files
+/// that only have weights.
+fn read_tokenizer(gguf: &Gguf) -> Result<Option<Tokenizer>, ModelError> {
     if matches!(gguf.str("tokenizer.ggml.model")?, None | Some("no_vocab" | "none" | "test")) {
-        return Ok((None, None));
+        return Ok(None);
     }
-    let tokenizer = Tokenizer::from_gguf(gguf)?;
-    let template = ChatTemplate::from_gguf(gguf, &tokenizer)?;
-    Ok((Some(tokenizer), template))
+    Ok(Some(Tokenizer::from_gguf(gguf)?))
 }
 
 /// The kernels' name for a tensor type of a file.

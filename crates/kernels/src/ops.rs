@@ -233,7 +233,11 @@ fn tile(
     out: &SharedRows<'_>,
     add: bool,
 ) {
-    assert_eq!(matrix.bytes_kind(), context.table.isa.bytes(), "{matrix:?} is packed for another instruction set");
+    assert_eq!(
+        matrix.bytes_kind(),
+        context.table.isa.bytes(),
+        "{matrix:?} is packed for another instruction set"
+    );
     let strip_bytes = matrix.strip_bytes();
     let strips = &matrix.as_slice()[start * strip_bytes..][..count * strip_bytes];
     let args = TileArgs {

@@ -164,7 +164,9 @@ impl Writer {
         }
         if self.kinds.float {
             // SAFETY: `reset` made room for `tokens * cols` floats.
-            unsafe { write_floats(self.floats.add(panel.start * self.cols + lane), width, row.iter().copied()) }
+            unsafe {
+                write_floats(self.floats.add(panel.start * self.cols + lane), width, row.iter().copied())
+            }
         }
         if self.kinds.bf16 {
             let rounded = row.iter().map(|&x| bf16::from_f32(x).to_f32());

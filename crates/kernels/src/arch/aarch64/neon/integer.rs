@@ -98,7 +98,9 @@ unsafe fn short_sums<C: Cells, const N: usize>(
 /// # Safety
 /// The contract of [`TileArgs`]; the caller has the features of `D`.
 #[inline(always)]
-pub(in crate::arch::aarch64) unsafe fn tile<D: Dot, L: Strip, const T: usize, const Q: usize>(args: &TileArgs) {
+pub(in crate::arch::aarch64) unsafe fn tile<D: Dot, L: Strip, const T: usize, const Q: usize>(
+    args: &TileArgs,
+) {
     for s in 0..args.strip_count {
         // SAFETY: the same contract; `s` is below `strip_count`.
         unsafe {
@@ -191,7 +193,9 @@ unsafe fn group<D: Dot, L: Strip, C: Cells, const T: usize, const U: usize, cons
             None => [vdupq_n_s32(MAGIC.to_bits() as i32); U],
             // A shift takes its count as a constant; 1 = 8 / 8 and 4 = 32 / 8 are the two in use.
             Some(0) => words(field).map(|x| vaddq_s32(x, vdupq_n_s32(MAGIC.to_bits() as i32))),
-            Some(_) => words(field).map(|x| vaddq_s32(vshlq_n_s32::<2>(x), vdupq_n_s32(MAGIC.to_bits() as i32))),
+            Some(_) => {
+                words(field).map(|x| vaddq_s32(vshlq_n_s32::<2>(x), vdupq_n_s32(MAGIC.to_bits() as i32)))
+            }
         };
         let d = floats(0);
         for quad in (0..4).step_by(Q) {
