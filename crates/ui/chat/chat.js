@@ -25,6 +25,8 @@ const page = {
   /** Whether the view follows the answer; not after the reader scrolled up. */
   following: true,
   ready: false,
+  /** The timer of the next question about the server's state. */
+  askAgain: 0,
 };
 
 // The server's state
@@ -37,6 +39,7 @@ const STATES = {
 };
 
 async function watch() {
+  clearTimeout(page.askAgain);
   const { state, message, progress } = await health();
   document.body.dataset.server = state;
   const words = state === "failed" ? sentence(message) : (STATES[state] ?? message);
@@ -45,7 +48,7 @@ async function watch() {
   page.ready = state === "ok";
   refresh();
   if (state === "ok") await listModels();
-  else setTimeout(watch, ASK_AGAIN_MS);
+  else page.askAgain = setTimeout(watch, ASK_AGAIN_MS);
 }
 
 async function listModels() {
@@ -55,7 +58,7 @@ async function listModels() {
     model.disabled = list.length < 2;
     model.title = list.map((entry) => `${entry.id} ${entry.meta?.quantization ?? ""}`.trim()).join("\n");
   } catch {
-    setTimeout(watch, ASK_AGAIN_MS);
+    page.askAgain = setTimeout(watch, ASK_AGAIN_MS);
   }
 }
 
