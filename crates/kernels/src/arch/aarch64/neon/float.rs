@@ -165,7 +165,9 @@ pub(in crate::arch::aarch64) unsafe fn mix<const T: usize>(
         for part in 0..2 {
             let out = out.add(part * 8);
             let mut acc: [[float32x4_t; 2]; T] = std::array::from_fn(|t| {
-                std::array::from_fn(|q| vmulq_n_f32(vld1q_f32(out.add(t * out_stride + q * 4)), *alpha.add(t)))
+                std::array::from_fn(|q| {
+                    vmulq_n_f32(vld1q_f32(out.add(t * out_stride + q * 4)), *alpha.add(t))
+                })
             });
             for p in 0..count {
                 let v = F16::load::<2>(v.add(p * v_stride + part * 8).cast());

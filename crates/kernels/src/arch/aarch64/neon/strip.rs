@@ -3,8 +3,8 @@
 use super::float::{Column, F16};
 use super::integer::Scales;
 use crate::layout::{
-    Q4_GROUP, Q4K_BLOCK, Q4K_HEADER, Q6K_BLOCK, Q6K_GROUP, Q6K_HEADER, Q8_GROUP, STRIP, W8_GROUP, W8_HALF_GROUP,
-    scales_bytes,
+    Q4_GROUP, Q4K_BLOCK, Q4K_HEADER, Q6K_BLOCK, Q6K_GROUP, Q6K_HEADER, Q8_GROUP, STRIP, W8_GROUP,
+    W8_HALF_GROUP, scales_bytes,
 };
 use std::arch::aarch64::*;
 
@@ -131,8 +131,12 @@ unsafe fn times_bytes<const SIGNED: bool>(d: [float32x4_t; 4], at: *const u8) ->
         } else {
             (vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(b))), vreinterpretq_s16_u16(vmovl_high_u8(b)))
         };
-        let words =
-            [vmovl_s16(vget_low_s16(low)), vmovl_high_s16(low), vmovl_s16(vget_low_s16(high)), vmovl_high_s16(high)];
+        let words = [
+            vmovl_s16(vget_low_s16(low)),
+            vmovl_high_s16(low),
+            vmovl_s16(vget_low_s16(high)),
+            vmovl_high_s16(high),
+        ];
         std::array::from_fn(|quad| vmulq_f32(d[quad], vcvtq_f32_s32(words[quad])))
     }
 }
