@@ -3,8 +3,20 @@
 //! Knows no network, no async, no environment variables and no printing: threads, channels, plain types.
 #![deny(unsafe_code)]
 
+mod cache;
+mod engine;
 pub mod gguf;
 pub mod mmap;
+pub mod model;
 pub mod request;
+mod sampler;
+mod scheduler;
+pub mod template;
+mod text;
+pub mod tokenizer;
 
+pub use cache::KvCache;
+pub use engine::{Engine, EngineConfig};
+pub use kernels::{Isa, Pool};
+pub use model::{Model, ModelError, OpenOptions};
 pub use request::*;

@@ -1,6 +1,6 @@
-//! Read-only memory maps of whole files, the one unsafe corner of this crate.
+//! Memory maps of whole files, the one unsafe corner of this crate.
 //!
-//! Refuses anything but a regular file. A map is shared with the page cache: if another process truncates the file
+//! A [`Map`] is read-only and refuses anything but a regular file. It is shared with the page cache: if another process truncates the file
 //! while it is mapped, touching the lost pages kills this process with SIGBUS. Model files are replaced by renaming a
 //! new file over the old one, never edited in place.
 #![allow(unsafe_code)]
@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 
 /// A whole file, mapped read-only. Starts on a page boundary.
 #[derive(Debug)]
@@ -31,5 +31,40 @@ impl Map {
 
     pub fn bytes(&self) -> &[u8] {
         &self.0
+    }
+}
+
+impl AsRef<[u8]> for Map {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes()
+    }
+}
+
+/// A new file of a fixed size, mapped for writing.
+#[derive(Debug)]
+pub struct NewFile {
+    file: File,
+    map: MmapMut,
+}
+
+impl NewFile {
+    /// Creates `path`, which must not exist, with `len` bytes that are really there: a full disk is an error now and
+    /// not a SIGBUS later.
+    pub fn create(path: &Path, len: u64) -> io::Result<NewFile> {
+        let file = File::options().read(true).write(true).create_new(true).open(path)?;
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, len)?;
+        // SAFETY: the file was just created under a name of this process's own, so nobody else maps or truncates it.
+        let map = unsafe { MmapMut::map_mut(&file)? };
+        Ok(NewFile { file, map })
+    }
+
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.map
+    }
+
+    /// Writes everything to the disk.
+    pub fn sync(&self) -> io::Result<()> {
+        self.map.flush()?;
+        self.file.sync_all()
     }
 }

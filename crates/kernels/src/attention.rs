@@ -159,7 +159,11 @@ pub fn rotate_and_store(
 ) {
     let shape = layer.shape;
     let dim = shape.head_dim;
-    assert_eq!((k.cols(), v.cols()), (shape.heads * dim, shape.heads * dim), "keys and values of the cache's shape");
+    assert_eq!(
+        (k.cols(), v.cols()),
+        (shape.heads * dim, shape.heads * dim),
+        "keys and values of the cache's shape"
+    );
     assert!(q.cols().is_multiple_of(dim), "whole heads of queries");
     let place = places(chunks, q.count(), shape.pages);
     let stride = shape.value_stride();

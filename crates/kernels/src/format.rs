@@ -349,7 +349,8 @@ mod tests {
 
     #[test]
     fn blocks_have_ggmls_sizes() {
-        let bits: Vec<_> = Format::ALL.iter().map(|f| (f.name(), f.block_bytes() * 8, f.block_len())).collect();
+        let bits: Vec<_> =
+            Format::ALL.iter().map(|f| (f.name(), f.block_bytes() * 8, f.block_len())).collect();
         for (name, bits, len) in bits {
             assert!(bits >= 2 * len && bits <= 32 * len, "{name}: {bits} bits for {len} weights");
         }

@@ -142,7 +142,8 @@ pub(crate) type Tiles = [TileFn; PANEL_WIDTHS.len()];
 /// Scores of 16 positions for `T` query rows: `out[t * out_stride + j] = sum over c of q[c * T + t] * k[c * 16 + j]`.
 ///
 /// Contract: `q` holds `dim * T` floats, `k` `dim * 16` halves, `out` `T` rows of 16 floats.
-pub(crate) type ScoreFn = unsafe fn(q: *const f32, k: *const u16, dim: usize, out: *mut f32, out_stride: usize);
+pub(crate) type ScoreFn =
+    unsafe fn(q: *const f32, k: *const u16, dim: usize, out: *mut f32, out_stride: usize);
 
 /// Weighted sum of values for `T` query rows and 16 dimensions, onto a rescaled accumulator:
 /// `out[t * out_stride + j] = out[..] * alpha[t] + sum over p < count of weight[t * PAGE + p] * v[p * v_stride + j]`.

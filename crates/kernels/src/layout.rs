@@ -298,7 +298,8 @@ fn unpack_row_group(layout: Layout, bytes: Bytes, strip: &[u8], cols: usize, g: 
             let halves = if layout == Layout::W8 { 1 } else { 2 };
             let start = g * (halves * 128 + Q8_GROUP);
             let scale: [f32; 2] = std::array::from_fn(|h| float_at(start + (h % halves * STRIP + r) * 4));
-            let min: [f32; 2] = std::array::from_fn(|h| float_at(start + ((halves + h % halves) * STRIP + r) * 4));
+            let min: [f32; 2] =
+                std::array::from_fn(|h| float_at(start + ((halves + h % halves) * STRIP + r) * 4));
             // Unsigned bytes above 127 do not fit an i8: shift the range down and the minimum with it.
             let (shift, q): (i16, [i8; GROUP]) = match bytes {
                 Bytes::Signed => (0, std::array::from_fn(|i| byte(start + halves * 128, i) as i8)),

@@ -2,7 +2,7 @@
 
 use crate::Context;
 use crate::isa::{TileArgs, width_index};
-use crate::layout::STRIP;
+use crate::layout::{Layout, STRIP};
 use crate::matrix::Matrix;
 use crate::panel::{Activations, Kinds, panels};
 use crate::shared::SharedMut;
@@ -116,10 +116,15 @@ pub(crate) fn for_each_token(context: Context<'_>, tokens: usize, f: &(dyn Fn(us
 
 /// What the panels of a matrix's activations must hold.
 pub fn kinds_for<'a>(matrices: impl IntoIterator<Item = &'a Matrix>) -> Kinds {
-    matrices.into_iter().fold(Kinds::default(), |kinds, matrix| Kinds {
-        integer: kinds.integer || !matrix.layout().is_float(),
-        float: kinds.float || matrix.layout().is_float(),
-    })
+    let mut kinds = Kinds::default();
+    for matrix in matrices {
+        match matrix.layout() {
+            Layout::F32 | Layout::F16 => kinds.float = true,
+            Layout::BF16 => kinds.bf16 = true,
+            _ => kinds.integer = true,
+        }
+    }
+    kinds
 }
 
 /// One matrix of a multiplication: `out[t] = matrix x activations[t]`, or added to `out[t]`.
@@ -228,7 +233,11 @@ fn tile(
     out: &SharedRows<'_>,
     add: bool,
 ) {
-    assert_eq!(matrix.bytes_kind(), context.table.isa.bytes(), "{matrix:?} is packed for another instruction set");
+    assert_eq!(
+        matrix.bytes_kind(),
+        context.table.isa.bytes(),
+        "{matrix:?} is packed for another instruction set"
+    );
     let strip_bytes = matrix.strip_bytes();
     let strips = &matrix.as_slice()[start * strip_bytes..][..count * strip_bytes];
     let args = TileArgs {
@@ -236,10 +245,10 @@ fn tile(
         strip_bytes,
         strip_count: count,
         cols: matrix.cols(),
-        panel: if matrix.layout().is_float() {
-            activations.float_panel(panel.start)
-        } else {
-            activations.integer_panel(panel.start)
+        panel: match matrix.layout() {
+            Layout::F32 | Layout::F16 => activations.float_panel(panel.start),
+            Layout::BF16 => activations.bf16_panel(panel.start),
+            _ => activations.integer_panel(panel.start),
         },
         out: out.pointer(panel.start, start * STRIP),
         out_stride: out.stride,
@@ -313,4 +322,36 @@ pub fn log_sum_exp(context: Context<'_>, x: &[f32]) -> f32 {
     }
     // SAFETY: the table proves the instruction set.
     max + unsafe { (context.table.exp_sum)(x, max) }.ln()
+}
+
+/// Multiplies every element.
+pub fn scale(x: &mut Rows, factor: f32) {
+    for t in 0..x.count() {
+        x.row_mut(t).iter_mut().for_each(|x| *x *= factor);
+    }
+}
+
+/// `x += y`.
+///
+/// # Panics
+/// If the shapes differ.
+pub fn add(x: &mut Rows, y: &Rows) {
+    assert_eq!((x.count(), x.cols()), (y.count(), y.cols()), "shapes of a sum");
+    for t in 0..x.count() {
+        for (x, y) in x.row_mut(t).iter_mut().zip(y.row(t)) {
+            *x += y;
+        }
+    }
+}
+
+/// `gate = silu(gate) * up`.
+///
+/// # Panics
+/// If the shapes differ.
+pub fn silu_mul(context: Context<'_>, gate: &mut Rows, up: &Rows) {
+    assert_eq!((gate.count(), gate.cols()), (up.count(), up.cols()), "shapes of gate and up");
+    let tokens = gate.count();
+    let gate = gate.shared();
+    // SAFETY: each token's row is touched once; the table proves the instruction set.
+    for_each_token(context, tokens, &|t| unsafe { (context.table.silu_mul)(gate.row(t), up.row(t)) });
 }

@@ -8,6 +8,7 @@
 
 use crate::format::GROUP;
 use crate::isa::Table;
+use half::bf16;
 use std::ops::Range;
 
 /// Panel widths, widest first. A tile exists for each; the widest is what 32 vector registers hold.
@@ -46,6 +47,7 @@ pub struct Activations {
     cols: usize,
     integers: Vec<u8>,
     floats: Vec<f32>,
+    bf16s: Vec<f32>,
     kinds: Kinds,
 }
 
@@ -54,6 +56,8 @@ pub struct Activations {
 pub struct Kinds {
     pub integer: bool,
     pub float: bool,
+    /// Floats rounded to bfloat16, for BF16 weights: what processors with instructions for them multiply.
+    pub bf16: bool,
 }
 
 impl Activations {
@@ -70,8 +74,10 @@ impl Activations {
                 self.integers.resize(len, 0);
             }
         }
-        if kinds.float && self.floats.len() < tokens * cols {
-            self.floats.resize(tokens * cols, 0.0);
+        for (wanted, floats) in [(kinds.float, &mut self.floats), (kinds.bf16, &mut self.bf16s)] {
+            if wanted && floats.len() < tokens * cols {
+                floats.resize(tokens * cols, 0.0);
+            }
         }
     }
 
@@ -102,6 +108,7 @@ impl Activations {
             kinds: self.kinds,
             integers: self.integers.as_mut_ptr(),
             floats: self.floats.as_mut_ptr(),
+            bf16s: self.bf16s.as_mut_ptr(),
         }
     }
 
@@ -116,6 +123,12 @@ impl Activations {
         assert!(self.kinds.float, "float panels were not asked for");
         self.floats[token * self.cols..].as_ptr().cast()
     }
+
+    /// Start of the panel of floats rounded to bfloat16 whose first token is `token`.
+    pub(crate) fn bf16_panel(&self, token: usize) -> *const u8 {
+        assert!(self.kinds.bf16, "bfloat16 panels were not asked for");
+        self.bf16s[token * self.cols..].as_ptr().cast()
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -125,6 +138,7 @@ pub(crate) struct Writer {
     kinds: Kinds,
     integers: *mut u8,
     floats: *mut f32,
+    bf16s: *mut f32,
 }
 
 // SAFETY: the pointers are only followed by `write`, whose contract makes threads touch different tokens.
@@ -149,14 +163,25 @@ impl Writer {
             }
         }
         if self.kinds.float {
-            // SAFETY: `reset` made room for `tokens * cols` floats and this panel's lie from its first token on.
+            // SAFETY: `reset` made room for `tokens * cols` floats.
             unsafe {
-                let start = self.floats.add(panel.start * self.cols + lane);
-                for (c, &x) in row.iter().enumerate() {
-                    start.add(c * width).write(x);
-                }
+                write_floats(self.floats.add(panel.start * self.cols + lane), width, row.iter().copied())
             }
         }
+        if self.kinds.bf16 {
+            let rounded = row.iter().map(|&x| bf16::from_f32(x).to_f32());
+            // SAFETY: as above.
+            unsafe { write_floats(self.bf16s.add(panel.start * self.cols + lane), width, rounded) }
+        }
+    }
+}
+
+/// # Safety
+/// Every `width`-th float from `lane` on, one per element of `row`, may be written and is not otherwise used.
+unsafe fn write_floats(lane: *mut f32, width: usize, row: impl Iterator<Item = f32>) {
+    for (c, x) in row.enumerate() {
+        // SAFETY: the caller's contract.
+        unsafe { lane.add(c * width).write(x) }
     }
 }
 

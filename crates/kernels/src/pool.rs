@@ -82,7 +82,10 @@ impl Pool {
             .map(|i| {
                 let shared = Arc::clone(&shared);
                 let name = format!("dunlin-{}", i + 1);
-                thread::Builder::new().name(name).spawn(move || shared.work(i)).expect("a thread can be started")
+                thread::Builder::new()
+                    .name(name)
+                    .spawn(move || shared.work(i))
+                    .expect("a thread can be started")
             })
             .collect();
         Pool { shared, workers, running: Mutex::new(()) }
@@ -106,7 +109,8 @@ impl Pool {
         let shared = &*self.shared;
         // SAFETY: only the lifetime changes. The closure is called by holders of a claim only, and this function does
         // not return before every claim of this run has been counted in `done`.
-        let task = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(f) };
+        let task =
+            unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(f) };
         // SAFETY: the ticket of the last run is exhausted and its claims done, so nobody reads the cell.
         unsafe { *shared.task.get() = task };
         shared.done.store(0, Ordering::Relaxed);
@@ -225,7 +229,10 @@ mod tests {
                 pool.run(items, &|i| {
                     counts[i].fetch_add(1, Ordering::Relaxed);
                 });
-                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1), "{threads} threads, {items} items");
+                assert!(
+                    counts.iter().all(|c| c.load(Ordering::Relaxed) == 1),
+                    "{threads} threads, {items} items"
+                );
             }
         }
     }

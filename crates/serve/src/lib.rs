@@ -1,2 +1,30 @@
-//! The inference API: OpenAI-compatible routes over an engine.
+//! The inference API: OpenAI-compatible routes over a model. It loads no model, prints nothing and reads no file.
 #![forbid(unsafe_code)]
+
+mod answer;
+pub mod backend;
+pub mod chat;
+pub mod completions;
+pub mod config;
+mod edge;
+mod engine_backend;
+pub mod error;
+mod generation;
+mod json;
+mod metrics;
+mod models;
+mod options;
+mod page;
+mod server;
+mod status;
+mod stream;
+mod tokens;
+
+pub use backend::{Backend, Card, Chat, EncodeOptions, TemplateError};
+pub use config::{Config, Environment, Limits};
+pub use edge::Access;
+pub use engine_backend::EngineBackend;
+pub use error::ApiError;
+pub use json::parse_bytes_max;
+pub use options::Options;
+pub use server::{Health, Server};

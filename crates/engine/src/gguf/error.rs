@@ -70,6 +70,8 @@ pub enum GgufError {
     #[error("data of tensor {name:?} overlaps that of {other:?}")]
     Overlap { name: String, other: String },
 
+    #[error("split.count is {found}, the limit is {limit}")]
+    SplitCount { found: u64, limit: u64 },
     #[error("part {part} of {count}: {} is missing", path.display())]
     SplitMissing { part: u64, count: u64, path: PathBuf },
     #[error("this is part {part} of {count} of a split model, and its name does not end in {expected:?}")]

@@ -20,7 +20,7 @@ impl Split {
             return Ok(None);
         };
         if count > SPLIT_PARTS_MAX {
-            return Err(GgufError::TooMany { offset: 0, what: "split parts", count, limit: SPLIT_PARTS_MAX });
+            return Err(GgufError::SplitCount { found: count, limit: SPLIT_PARTS_MAX });
         }
         let no = count_at(part, bytes, "split.no")?.unwrap_or(0);
         if no >= count {

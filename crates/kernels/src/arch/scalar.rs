@@ -66,7 +66,11 @@ unsafe fn integer_tile<const T: usize>(args: &TileArgs, layout: Layout) {
                 for (acc, w) in acc.iter_mut().zip(&weights) {
                     for h in 0..2 {
                         let range = h * 16..(h + 1) * 16;
-                        let dot: i32 = w.q[range.clone()].iter().zip(&x[range]).map(|(&w, &x)| i32::from(w) * i32::from(x as i8)).sum();
+                        let dot: i32 = w.q[range.clone()]
+                            .iter()
+                            .zip(&x[range])
+                            .map(|(&w, &x)| i32::from(w) * i32::from(x as i8))
+                            .sum();
                         *acc += dot as f32 * (w.scale[h] * d) - w.min[h] * sums[h];
                     }
                 }
@@ -105,7 +109,8 @@ unsafe fn float_tile<const T: usize>(args: &TileArgs, layout: Layout) {
 unsafe fn store<const T: usize>(args: &TileArgs, strip: usize, acc: &[[f32; STRIP]; T]) {
     for (t, acc) in acc.iter().enumerate() {
         // SAFETY: `out` has `T` rows of `16 * strip_count` floats that nobody else uses.
-        let out = unsafe { slice::from_raw_parts_mut(args.out.add(t * args.out_stride + strip * STRIP), STRIP) };
+        let out =
+            unsafe { slice::from_raw_parts_mut(args.out.add(t * args.out_stride + strip * STRIP), STRIP) };
         for (out, acc) in out.iter_mut().zip(acc) {
             *out = if args.add { *out + acc } else { *acc };
         }

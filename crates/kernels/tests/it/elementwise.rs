@@ -25,7 +25,14 @@ fn norms_have_unit_mean_square() {
             x.row_mut(t).fill_with(|| random.signed() * (t + 1) as f32);
         }
         let mut out = Activations::default();
-        ops::rms_norm(context, &x, &[1.0; 96], 1e-6, Kinds { integer: true, float: true }, &mut out);
+        ops::rms_norm(
+            context,
+            &x,
+            &[1.0; 96],
+            1e-6,
+            Kinds { integer: true, float: true, bf16: true },
+            &mut out,
+        );
         assert_eq!((out.tokens(), out.cols()), (7, 96));
         // The float panels hold what the norm computed; read them back through an identity matrix.
         let identity: Vec<u8> =

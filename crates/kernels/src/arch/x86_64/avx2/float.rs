@@ -94,7 +94,8 @@ unsafe fn tokens<C: Column, const T: usize, const U: usize>(
         for t in 0..U {
             for part in 0..2 {
                 let out = out.add((first + t) * args.out_stride + part * 8);
-                let sum = if args.add { _mm256_add_ps(_mm256_loadu_ps(out), acc[t][part]) } else { acc[t][part] };
+                let sum =
+                    if args.add { _mm256_add_ps(_mm256_loadu_ps(out), acc[t][part]) } else { acc[t][part] };
                 _mm256_storeu_ps(out, sum);
             }
         }
@@ -104,7 +105,13 @@ unsafe fn tokens<C: Column, const T: usize, const U: usize>(
 /// # Safety
 /// The contract of [`crate::isa::ScoreFn`], and the processor has these features.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn score<const T: usize>(q: *const f32, k: *const u16, dim: usize, out: *mut f32, out_stride: usize) {
+pub(super) unsafe fn score<const T: usize>(
+    q: *const f32,
+    k: *const u16,
+    dim: usize,
+    out: *mut f32,
+    out_stride: usize,
+) {
     // SAFETY: the contract gives `dim * T` floats, `dim * 16` halves and `T` rows of 16 floats; 8 halves at a time.
     unsafe {
         for part in 0..2 {

@@ -3,8 +3,8 @@
 
 use crate::isa::TileArgs;
 use crate::layout::{
-    Q4_GROUP, Q4K_BLOCK, Q4K_HEADER, Q6K_BLOCK, Q6K_GROUP, Q6K_HEADER, Q8_GROUP, STRIP, W8_GROUP, W8_HALF_GROUP,
-    scales_bytes,
+    Q4_GROUP, Q4K_BLOCK, Q4K_HEADER, Q6K_BLOCK, Q6K_GROUP, Q6K_HEADER, Q8_GROUP, STRIP, W8_GROUP,
+    W8_HALF_GROUP, scales_bytes,
 };
 use crate::panel::RECORD;
 use std::arch::x86_64::*;
@@ -96,7 +96,8 @@ unsafe fn group<L: Strip, const T: usize, const U: usize>(
         let ones = _mm256_set1_epi16(1);
         for t in 0..U {
             let tail = record.add(T * 32 + (first + t) * 4);
-            let word = |field: usize| _mm256_set1_epi32(tail.add(field * T * 4).cast::<i32>().read_unaligned());
+            let word =
+                |field: usize| _mm256_set1_epi32(tail.add(field * T * 4).cast::<i32>().read_unaligned());
             let float = |field: usize| _mm256_set1_ps(tail.add(field * T * 4).cast::<f32>().read_unaligned());
             let mut halves = [_mm256_setzero_si256(); 2];
             for (h, dot) in halves.iter_mut().enumerate() {
@@ -123,7 +124,8 @@ unsafe fn group<L: Strip, const T: usize, const U: usize>(
             if L::HALVES {
                 for h in 0..2 {
                     let dot = _mm256_add_epi32(halves[h], offset(3 + h));
-                    acc[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), _mm256_mul_ps(scale[h], float(0)), acc[t]);
+                    acc[t] =
+                        _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), _mm256_mul_ps(scale[h], float(0)), acc[t]);
                     if L::MIN {
                         acc[t] = _mm256_fnmadd_ps(min[h], float(5 + h), acc[t]);
                     }

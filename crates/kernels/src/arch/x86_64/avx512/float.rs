@@ -101,7 +101,13 @@ unsafe fn strips<C: Column, const T: usize, const S: usize>(args: &TileArgs, fir
 /// # Safety
 /// The contract of [`crate::isa::ScoreFn`], and the processor has these features.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub(super) unsafe fn score<const T: usize>(q: *const f32, k: *const u16, dim: usize, out: *mut f32, out_stride: usize) {
+pub(super) unsafe fn score<const T: usize>(
+    q: *const f32,
+    k: *const u16,
+    dim: usize,
+    out: *mut f32,
+    out_stride: usize,
+) {
     // SAFETY: the contract gives `dim * T` floats, `dim * 16` halves and `T` rows of 16 floats.
     unsafe {
         let mut acc = [_mm512_setzero_ps(); T];

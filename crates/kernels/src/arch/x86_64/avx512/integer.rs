@@ -2,8 +2,8 @@
 
 use crate::isa::TileArgs;
 use crate::layout::{
-    Q4_GROUP, Q4K_BLOCK, Q4K_HEADER, Q6K_BLOCK, Q6K_GROUP, Q6K_HEADER, Q8_GROUP, STRIP, W8_GROUP, W8_HALF_GROUP,
-    scales_bytes,
+    Q4_GROUP, Q4K_BLOCK, Q4K_HEADER, Q6K_BLOCK, Q6K_GROUP, Q6K_HEADER, Q8_GROUP, STRIP, W8_GROUP,
+    W8_HALF_GROUP, scales_bytes,
 };
 use crate::panel::RECORD;
 use std::arch::x86_64::*;
@@ -79,7 +79,8 @@ unsafe fn strips<L: Strip, const T: usize, const S: usize>(args: &TileArgs, firs
     let groups = args.cols / 32;
     // SAFETY: strips, panel records and output rows lie where the contract says.
     unsafe {
-        let strip: [L; S] = std::array::from_fn(|s| L::new(args.strips.add((first + s) * args.strip_bytes), groups));
+        let strip: [L; S] =
+            std::array::from_fn(|s| L::new(args.strips.add((first + s) * args.strip_bytes), groups));
         let mut acc = [[_mm512_setzero_ps(); T]; S];
         for g in 0..groups {
             let record = args.panel.add(g * RECORD * T);
@@ -112,9 +113,15 @@ unsafe fn group<L: Strip, const T: usize>(strip: L, g: usize, record: *const u8,
         let (scale, min) = strip.scales(g);
         let cells = strip.cells(g);
         let tail = record.add(T * 32);
-        let word = |field: usize, t: usize| _mm512_set1_epi32(tail.add((field * T + t) * 4).cast::<i32>().read_unaligned());
-        let float = |field: usize, t: usize| _mm512_set1_ps(tail.add((field * T + t) * 4).cast::<f32>().read_unaligned());
-        let x = |t: usize, cell: usize| _mm512_set1_epi32(record.add(t * 32 + cell * 4).cast::<i32>().read_unaligned());
+        let word = |field: usize, t: usize| {
+            _mm512_set1_epi32(tail.add((field * T + t) * 4).cast::<i32>().read_unaligned())
+        };
+        let float = |field: usize, t: usize| {
+            _mm512_set1_ps(tail.add((field * T + t) * 4).cast::<f32>().read_unaligned())
+        };
+        let x = |t: usize, cell: usize| {
+            _mm512_set1_epi32(record.add(t * 32 + cell * 4).cast::<i32>().read_unaligned())
+        };
         let start = |field: usize, t: usize| match L::OFFSET_SHIFT {
             None => _mm512_setzero_si512(),
             Some(0) => word(field, t),
@@ -131,7 +138,11 @@ unsafe fn group<L: Strip, const T: usize>(strip: L, g: usize, record: *const u8,
                     }
                 }
                 for t in 0..T {
-                    acc[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t]), _mm512_mul_ps(scale[h], float(0, t)), acc[t]);
+                    acc[t] = _mm512_fmadd_ps(
+                        _mm512_cvtepi32_ps(dot[t]),
+                        _mm512_mul_ps(scale[h], float(0, t)),
+                        acc[t],
+                    );
                     if L::MIN {
                         acc[t] = _mm512_fnmadd_ps(min[h], float(5 + h, t), acc[t]);
                     }
@@ -159,7 +170,8 @@ unsafe fn group<L: Strip, const T: usize>(strip: L, g: usize, record: *const u8,
                 }
             }
             for t in 0..T {
-                acc[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t]), _mm512_mul_ps(scale[0], float(0, t)), acc[t]);
+                acc[t] =
+                    _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t]), _mm512_mul_ps(scale[0], float(0, t)), acc[t]);
                 if L::MIN {
                     acc[t] = _mm512_fnmadd_ps(min[0], float(1, t), acc[t]);
                 }
@@ -290,7 +302,9 @@ impl Strip for Q4K {
         unsafe {
             let block = self.scales.add(g / 8 * Q4K_BLOCK);
             let bytes = |at: usize| {
-                _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(block.add(at + g % 8 * STRIP).cast())))
+                _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(
+                    block.add(at + g % 8 * STRIP).cast(),
+                )))
             };
             let scale = _mm512_mul_ps(halves(block), bytes(64));
             let min = _mm512_mul_ps(halves(block.add(32)), bytes(64 + 128));

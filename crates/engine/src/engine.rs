@@ -1,0 +1,221 @@
+//! A loaded model and the thread that generates with it.
+
+use crate::model::Model;
+use crate::request::{Refused, Request, Sink, Stats, Ticket};
+use crate::sampler;
+use crate::scheduler::{Pending, Scheduler};
+use crate::tokenizer::Tokenizer;
+use kernels::Pool;
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::{self, JoinHandle};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// How an engine shares a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// Tokens that one request may have, prompt and completion together.
+    pub context_tokens: usize,
+    /// Requests that compute at once; each can hold a whole context.
+    pub parallel: usize,
+    /// Requests that may wait for a slot.
+    pub waiting_max: usize,
+    /// Prompt tokens in a step while nobody is generating.
+    pub prefill_tokens_max: usize,
+    /// Prompt tokens in a step while someone is: what a newcomer may delay others by.
+    pub prefill_tokens_beside_decode_max: usize,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            context_tokens: 4096,
+            parallel: 4,
+            waiting_max: 256,
+            prefill_tokens_max: 512,
+            prefill_tokens_beside_decode_max: 96,
+        }
+    }
+}
+
+/// A model at work. Dropping it cancels what is running and waits for the thread.
+pub struct Engine {
+    model: Arc<Model>,
+    config: EngineConfig,
+    inbox: Arc<Inbox>,
+    thread: Option<JoinHandle<()>>,
+    threads: usize,
+}
+
+/// Requests on their way to the scheduler, and what it says of itself.
+#[derive(Default)]
+pub(crate) struct Inbox {
+    state: Mutex<State>,
+    arrived: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Pending>,
+    stats: Stats,
+    stopping: bool,
+    seed: u64,
+}
+
+impl Engine {
+    /// Starts generating with `model` on the threads of `pool`.
+    ///
+    /// # Panics
+    /// If the model has no tokenizer: its file holds weights only.
+    pub fn start(model: Arc<Model>, pool: Pool, config: EngineConfig) -> Engine {
+        assert!(model.tokenizer().is_some(), "a model without a vocabulary cannot generate text");
+        let config = EngineConfig {
+            context_tokens: config.context_tokens.max(1),
+            parallel: config.parallel.max(1),
+            prefill_tokens_max: config.prefill_tokens_max.max(1),
+            prefill_tokens_beside_decode_max: config.prefill_tokens_beside_decode_max.max(1),
+            ..config
+        };
+        let inbox = Arc::new(Inbox::default());
+        inbox.lock().seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
+        let threads = pool.threads();
+        let thread = {
+            let (model, config, inbox) = (Arc::clone(&model), config.clone(), Arc::clone(&inbox));
+            let run = move || {
+                let tokenizer = model.tokenizer().expect("checked by the caller");
+                Scheduler::new(&model, tokenizer, &pool, &config, &inbox).run();
+            };
+            thread::Builder::new()
+                .name("dunlin-engine".to_owned())
+                .spawn(run)
+                .expect("a thread can be started")
+        };
+        Engine { model, config, inbox, thread: Some(thread), threads }
+    }
+
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    pub fn tokenizer(&self) -> &Tokenizer {
+        self.model.tokenizer().expect("checked when the engine was started")
+    }
+
+    pub fn config(&self) -> &EngineConfig {
+        &self.config
+    }
+
+    /// Threads that compute.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Accepts a request; `sink` hears of it from the engine's thread until its [`Event::Finished`].
+    ///
+    /// [`Event::Finished`]: crate::Event::Finished
+    ///
+    /// # Errors
+    /// See [`Refused`].
+    pub fn submit(&self, request: Request, sink: Sink) -> Result<Ticket, Refused> {
+        if request.prompt.is_empty() {
+            return Err(Refused::EmptyPrompt);
+        }
+        let (prompt_tokens, context_tokens) = (request.prompt.len(), self.config.context_tokens);
+        if prompt_tokens >= context_tokens {
+            return Err(Refused::PromptTooLong { prompt_tokens, context_tokens });
+        }
+        let vocabulary = self.model.vocabulary();
+        if let Some(id) = self.model.unknown_token(&request.prompt) {
+            return Err(Refused::UnknownToken { id, vocabulary });
+        }
+        sampler::check(&request.sampling, vocabulary)?;
+
+        let mut state = self.inbox.lock();
+        if state.stopping {
+            return Err(Refused::ShuttingDown);
+        }
+        let waiting = state.waiting.len();
+        if waiting
+            >= self.config.waiting_max + self.config.parallel.saturating_sub(state.stats.requests_running)
+        {
+            return Err(Refused::QueueFull { waiting });
+        }
+        let (ticket, cancelled) = Ticket::new();
+        state.seed = state.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let seed = state.seed;
+        state.waiting.push_back(Pending { request, sink, cancelled, submitted: Instant::now(), seed });
+        drop(state);
+        self.inbox.arrived.notify_one();
+        Ok(ticket)
+    }
+
+    pub fn stats(&self) -> Stats {
+        let state = self.inbox.lock();
+        Stats { requests_waiting: state.waiting.len(), ..state.stats }
+    }
+
+    /// Accepts nothing more, cancels what is unfinished and ends the thread before its next step.
+    pub fn shut_down(&self) {
+        self.inbox.lock().stopping = true;
+        self.inbox.arrived.notify_one();
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shut_down();
+        if let Some(thread) = self.thread.take() {
+            // A panic was reported when it happened; there is nothing to add here.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Inbox {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Up to `count` requests, and every one that was cancelled while it waited; sleeps until there is one where `wait`.
+    /// `None` when the engine is to stop, after which nothing more is accepted.
+    pub(crate) fn take(&self, count: usize, wait: bool) -> Option<Vec<Pending>> {
+        let mut state = self.lock();
+        while wait && state.waiting.is_empty() && !state.stopping {
+            state = self.arrived.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+        if state.stopping {
+            return None;
+        }
+        let mut taken = Vec::new();
+        let mut live = 0;
+        state.waiting = std::mem::take(&mut state.waiting)
+            .into_iter()
+            .filter_map(|pending| {
+                let cancelled = pending.is_cancelled();
+                if cancelled || live < count {
+                    live += usize::from(!cancelled);
+                    taken.push(pending);
+                    return None;
+                }
+                Some(pending)
+            })
+            .collect();
+        Some(taken)
+    }
+
+    /// Those that were waiting when the engine stopped.
+    pub(crate) fn take_all(&self) -> Vec<Pending> {
+        self.lock().waiting.drain(..).collect()
+    }
+
+    pub(crate) fn update(&self, f: impl FnOnce(&mut Stats)) {
+        f(&mut self.lock().stats);
+    }
+}

@@ -1,0 +1,238 @@
+//! A model on this machine: its configuration, its packed weights, and the way from tokens to logits.
+//!
+//! [`Model::open`] reads a GGUF file, checks that it is a whole model of a known family, and packs its weights for the
+//! instruction set in use (see [`packed`]). [`Model::forward`] computes one step of a batch. What it refuses to do:
+//! choose tokens (that is `sampler`), decide who runs (`scheduler`), read the environment or print.
+
+mod config;
+pub mod families;
+mod forward;
+pub mod packed;
+mod weights;
+
+pub use forward::{Batch, Forward, SequenceStep};
+
+use crate::gguf::{Gguf, GgufError};
+use crate::request::TokenId;
+use crate::template::{ChatTemplate, TemplateError};
+use crate::tokenizer::{Tokenizer, TokenizerError};
+use config::Config;
+use kernels::attention::KvShape;
+use kernels::{Format, Isa, Pool};
+use std::path::{Path, PathBuf};
+use weights::Weights;
+
+/// Why a model cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    #[error("metadata key {0:?} is missing")]
+    MissingKey(String),
+    #[error("metadata key {key:?} is {value}; it must be {wanted}")]
+    BadValue { key: String, value: String, wanted: String },
+    #[error("the architecture {name:?} is not known; known are {known}")]
+    UnknownFamily { name: String, known: String },
+    #[error("{what} is not supported yet")]
+    Unsupported { what: String },
+    #[error("tensor {name:?} is missing")]
+    MissingTensor { name: String },
+    #[error("tensor {name:?} has shape {found:?}; {wanted:?} is needed")]
+    TensorShape { name: String, found: Vec<u64>, wanted: Vec<u64> },
+    #[error("tensor {name:?} has the weight format {format}, which is not known; known are {known}")]
+    UnknownFormat { name: String, format: &'static str, known: String },
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    #[error("this processor has no {0}")]
+    IsaMissing(Isa),
+    #[error("the model needs {needed_bytes} bytes of memory and {available_bytes} are available")]
+    OutOfMemory { needed_bytes: u64, available_bytes: u64 },
+}
+
+impl ModelError {
+    /// Whether the file may be fine and only this program does not know its kind yet.
+    pub fn is_unknown_kind(&self) -> bool {
+        matches!(
+            self,
+            ModelError::UnknownFamily { .. }
+                | ModelError::Unsupported { .. }
+                | ModelError::UnknownFormat { .. }
+        )
+    }
+}
+
+/// How to open a model.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    pub isa: Isa,
+    /// Where packed weights are kept between runs; `None`: in memory only.
+    pub cache: Option<PathBuf>,
+    /// Refuse a model whose weights take more than this.
+    pub memory_bytes_max: Option<u64>,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self { isa: Isa::detect(), cache: None, memory_bytes_max: None }
+    }
+}
+
+/// What [`Model::open`] is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    pub packed_bytes: u64,
+    pub total_bytes: u64,
+}
+
+/// A model that is ready to compute.
+#[derive(Debug)]
+pub struct Model {
+    gguf: Gguf,
+    config: Config,
+    weights: Weights,
+    isa: Isa,
+    tokenizer: Option<Tokenizer>,
+    template: Option<Result<ChatTemplate, TemplateError>>,
+    packing: packed::Outcome,
+}
+
+impl Model {
+    /// Opens the model at `path` (any part of a split one).
+    ///
+    /// # Errors
+    /// If the file is damaged, not a model, or of a kind that is not known; see [`ModelError`].
+    pub fn open(
+        path: &Path,
+        options: &OpenOptions,
+        pool: &Pool,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Model, ModelError> {
+        Model::from_gguf(Gguf::open(path)?, options, pool, progress)
+    }
+
+    /// As [`Model::open`], from a file that is open or in memory already.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn from_gguf(
+        gguf: Gguf,
+        options: &OpenOptions,
+        pool: &Pool,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Model, ModelError> {
+        if !options.isa.is_supported() {
+            return Err(ModelError::IsaMissing(options.isa));
+        }
+        let config = Config::read(&gguf)?;
+        let tokenizer = read_tokenizer(&gguf)?;
+        let template = tokenizer.as_ref().and_then(|t| ChatTemplate::from_gguf(&gguf, t).transpose());
+        let plan = weights::plan(&gguf, &config)?;
+        let needed_bytes = plan.packed_bytes();
+        if let Some(available_bytes) = options.memory_bytes_max
+            && needed_bytes > available_bytes
+        {
+            return Err(ModelError::OutOfMemory { needed_bytes, available_bytes });
+        }
+        let (matrices, packing) = packed::prepare(&gguf, &plan, options, pool, progress);
+        let weights = weights::assemble(&gguf, &config, &plan, matrices)?;
+        Ok(Model { gguf, config, weights, isa: options.isa, tokenizer, template, packing })
+    }
+
+    pub fn gguf(&self) -> &Gguf {
+        &self.gguf
+    }
+
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// `None` where the file has no vocabulary of a real model.
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref()
+    }
+
+    /// How the model wants conversations written, or why its way cannot be followed; `None` where the file does not say.
+    pub fn template(&self) -> Option<Result<&ChatTemplate, &TemplateError>> {
+        self.template.as_ref().map(Result::as_ref)
+    }
+
+    /// `general.name`, or the file's name.
+    pub fn name(&self) -> String {
+        let stem = || Some(self.gguf.path()?.file_stem()?.to_string_lossy().into_owned());
+        let named = self.gguf.str("general.name").ok().flatten().filter(|n| !n.trim().is_empty());
+        named.map(str::to_owned).or_else(stem).unwrap_or_else(|| "model".to_owned())
+    }
+
+    pub fn family(&self) -> &'static str {
+        self.config.family.name
+    }
+
+    /// Tokens the model was trained to attend to.
+    pub fn context_tokens(&self) -> usize {
+        self.config.context_tokens
+    }
+
+    pub fn vocabulary(&self) -> usize {
+        self.config.vocabulary
+    }
+
+    /// The weight format that holds most of the parameters.
+    pub fn main_format(&self) -> &'static str {
+        let mut elements: Vec<(&str, u64)> = Vec::new();
+        for tensor in self.gguf.tensors() {
+            match elements.iter_mut().find(|e| e.0 == tensor.ty.name()) {
+                Some(entry) => entry.1 += tensor.elements(),
+                None => elements.push((tensor.ty.name(), tensor.elements())),
+            }
+        }
+        elements.into_iter().max_by_key(|e| e.1).map_or("", |e| e.0)
+    }
+
+    pub fn parameters(&self) -> u64 {
+        self.gguf.tensors().iter().map(|t| t.elements()).sum()
+    }
+
+    /// How the packed weights came about.
+    pub fn packing(&self) -> &packed::Outcome {
+        &self.packing
+    }
+
+    /// Bytes of weights that one generated token reads.
+    pub fn bytes_per_token(&self) -> u64 {
+        self.weights.bytes_per_token()
+    }
+
+    /// The shape of a key-value cache of `pages` pages for this model.
+    pub(crate) fn kv_shape(&self, pages: usize) -> KvShape {
+        KvShape { pages, heads: self.config.kv_heads, head_dim: self.config.head_dim }
+    }
+
+    pub(crate) fn layers(&self) -> usize {
+        self.config.layers
+    }
+
+    /// Bytes of key-value cache for `tokens` tokens of one sequence.
+    pub fn kv_bytes(&self, tokens: usize) -> u64 {
+        let pages = tokens.div_ceil(kernels::attention::PAGE) as u64;
+        pages * self.kv_shape(1).page_bytes() as u64 * self.config.layers as u64
+    }
+
+    /// The first of `ids` that is outside of the vocabulary.
+    pub fn unknown_token(&self, ids: &[TokenId]) -> Option<TokenId> {
+        ids.iter().copied().find(|&id| id as usize >= self.config.vocabulary)
+    }
+}
+
+/// Where the file has a vocabulary that text can be made of. "no_vocab" and "test" are what ggml's tools write for files
+/// that only have weights.
+fn read_tokenizer(gguf: &Gguf) -> Result<Option<Tokenizer>, ModelError> {
+    if matches!(gguf.str("tokenizer.ggml.model")?, None | Some("no_vocab" | "none" | "test")) {
+        return Ok(None);
+    }
+    Ok(Some(Tokenizer::from_gguf(gguf)?))
+}
+
+/// The kernels' name for a tensor type of a file.
+pub fn format_of(ty: crate::gguf::GgmlType) -> Option<Format> {
+    Format::ALL.into_iter().find(|format| format.name() == ty.name())
+}

@@ -1,0 +1,93 @@
+//! What the routes need from a loaded model, and nothing else of it.
+//!
+//! The engine is one implementation; the tests have a scripted one. The calls are synchronous: the routes know
+//! which may take long and keep those off the threads that answer others.
+
+use engine::request::{Refused, Request, Sink, Stats, Ticket, TokenId};
+use serde_json::{Map, Value};
+
+/// A loaded model.
+pub trait Backend: Send + Sync + 'static {
+    fn card(&self) -> &Card;
+
+    /// The tokens of `text`.
+    fn encode(&self, text: &str, options: EncodeOptions) -> Vec<TokenId>;
+
+    /// The bytes a token stands for, or `None` where the vocabulary has no such token. Tokens may end within a
+    /// character.
+    fn token_bytes(&self, token: TokenId) -> Option<&[u8]>;
+
+    /// The text of tokens, special ones included by name; what is not UTF-8 is replaced.
+    fn decode(&self, tokens: &[TokenId]) -> String;
+
+    /// The token that `encode` puts before a text when asked for special ones, where it does.
+    fn beginning_of_sequence(&self) -> Option<TokenId>;
+
+    /// The prompt that the model's template makes of a conversation.
+    fn render(&self, chat: &Chat) -> Result<String, TemplateError>;
+
+    /// Hands a generation to the scheduler. Never waits: what cannot be queued is refused.
+    fn submit(&self, request: Request, sink: Sink) -> Result<Ticket, Refused>;
+
+    fn stats(&self) -> Stats;
+
+    /// Cancels what runs and ends the scheduler. Later submissions are refused.
+    fn shut_down(&self);
+}
+
+/// What is said about a model to its users.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Card {
+    /// The name that answers carry and requests may ask for.
+    pub id: String,
+    /// Further names that requests may ask for.
+    pub aliases: Vec<String>,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// Tokens that one generation may hold, prompt included.
+    pub context_tokens: usize,
+    /// The context the model was trained for.
+    pub context_tokens_trained: usize,
+    pub vocabulary: usize,
+    pub parameters: u64,
+    pub file_bytes: u64,
+    /// The name of the quantization, such as `Q4_K_M`.
+    pub quantization: String,
+    /// The digest of the model file in hexadecimal; empty where it was not computed.
+    pub sha256: String,
+}
+
+impl Card {
+    /// Whether a request that asks for `name` means this model.
+    pub fn answers_to(&self, name: &str) -> bool {
+        name.is_empty() || name == self.id || self.aliases.iter().any(|alias| alias == name)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EncodeOptions {
+    /// Put the tokens around the text that the model expects there (beginning of sequence).
+    pub add_special: bool,
+    /// Read the names of special tokens within the text as these tokens.
+    pub parse_special: bool,
+}
+
+/// A conversation for the model's template.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chat {
+    /// An array of objects, each with a string `role`; `content` is a string or null.
+    pub messages: Value,
+    /// An array of tool descriptions.
+    pub tools: Option<Value>,
+    /// End the prompt with the beginning of an answer.
+    pub add_generation_prompt: bool,
+    /// Further variables of the template.
+    pub extra: Map<String, Value>,
+}
+
+/// Why a template made no prompt, in the template's or its interpreter's words.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct TemplateError {
+    pub message: String,
+}

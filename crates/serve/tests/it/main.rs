@@ -1,0 +1,16 @@
+//! The API from outside: over real sockets, with a scripted model behind it.
+
+mod allocations;
+mod answers;
+mod client;
+mod drain;
+mod fake;
+mod leaving;
+mod limits;
+mod mutations;
+mod refusals;
+mod status;
+mod streaming;
+
+#[global_allocator]
+static ALLOCATOR: allocations::Counting = allocations::Counting;

@@ -1,0 +1,4 @@
+//! The plumbing, from outside.
+
+mod listen;
+mod sse;

@@ -1,0 +1,117 @@
+//! Dimensions of well-known models, and the metadata that states them.
+
+use clap::ValueEnum;
+use engine::gguf::GgufWriter;
+
+use super::preset::Preset;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum ShapeName {
+    #[value(name = "0.1b")]
+    B0_1,
+    #[value(name = "1b")]
+    B1,
+    #[value(name = "7b")]
+    B7,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Arch {
+    Llama,
+    Qwen2,
+    Qwen3,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Shape {
+    pub(super) embedding: u64,
+    pub(super) layers: u64,
+    pub(super) feed_forward: u64,
+    pub(super) heads: u64,
+    pub(super) heads_kv: u64,
+    pub(super) vocabulary: u64,
+    /// The output matrix is the token embedding.
+    pub(super) tied: bool,
+    pub(super) rope_base: f32,
+    pub(super) context: u32,
+}
+
+impl ShapeName {
+    pub(super) fn shape(self) -> Shape {
+        match self {
+            ShapeName::B0_1 => Shape {
+                embedding: 768,
+                layers: 12,
+                feed_forward: 2048,
+                heads: 12,
+                heads_kv: 4,
+                vocabulary: 32_000,
+                tied: true,
+                rope_base: 10_000.0,
+                context: 32_768,
+            },
+            // Llama-3.2-1B.
+            ShapeName::B1 => Shape {
+                embedding: 2048,
+                layers: 16,
+                feed_forward: 8192,
+                heads: 32,
+                heads_kv: 8,
+                vocabulary: 128_256,
+                tied: true,
+                rope_base: 500_000.0,
+                context: 131_072,
+            },
+            // Llama-2-7B.
+            ShapeName::B7 => Shape {
+                embedding: 4096,
+                layers: 32,
+                feed_forward: 11_008,
+                heads: 32,
+                heads_kv: 32,
+                vocabulary: 32_000,
+                tied: false,
+                rope_base: 10_000.0,
+                context: 32_768,
+            },
+        }
+    }
+}
+
+impl Arch {
+    fn name(self) -> &'static str {
+        match self {
+            Arch::Llama => "llama",
+            Arch::Qwen2 => "qwen2",
+            Arch::Qwen3 => "qwen3",
+        }
+    }
+}
+
+impl Shape {
+    pub(super) fn head_dim(&self) -> u64 {
+        self.embedding / self.heads
+    }
+
+    pub(super) fn put_metadata(&self, head: &mut GgufWriter, arch: Arch, name: ShapeName, preset: Preset) {
+        let arch = arch.name();
+        let size = name.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned());
+        head.put("general.architecture", arch);
+        head.put("general.name", format!("synthetic {arch} {size} {preset}"));
+        head.put("general.quantization_version", 2u32);
+        head.put("general.file_type", preset.file_type());
+        let mut number = |key: &str, value: u64| head.put(&format!("{arch}.{key}"), value as u32);
+        number("block_count", self.layers);
+        number("context_length", u64::from(self.context));
+        number("embedding_length", self.embedding);
+        number("feed_forward_length", self.feed_forward);
+        number("attention.head_count", self.heads);
+        number("attention.head_count_kv", self.heads_kv);
+        number("attention.key_length", self.head_dim());
+        number("attention.value_length", self.head_dim());
+        number("rope.dimension_count", self.head_dim());
+        number("vocab_size", self.vocabulary);
+        head.put(&format!("{arch}.attention.layer_norm_rms_epsilon"), 1e-5f32);
+        head.put(&format!("{arch}.rope.freq_base"), self.rope_base);
+    }
+}
