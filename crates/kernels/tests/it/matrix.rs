@@ -189,7 +189,7 @@ fn packing_loses_nothing() {
                     (0..cols).map(|c| layout::float_weight(layout, &strip, r, c)).collect()
                 } else {
                     let value = |c: usize| {
-                        let group = &layout::unpack_group(layout, bytes, &strip, cols, c / 32)[r];
+                        let group = &layout::unpack_group(layout, bytes, &strip, c / 32)[r];
                         let half = c % 32 / 16;
                         group.scale[half] * f32::from(group.q[c % 32]) - group.min[half]
                     };

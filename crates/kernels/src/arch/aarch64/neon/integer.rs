@@ -187,8 +187,8 @@ unsafe fn few_tokens<D: Dot, L: Strip, const T: usize, const Q: usize>(args: &Ti
         let mut acc = [[vdupq_n_f32(0.0); 4]; T];
         for g in 0..groups {
             let record = args.panel.add(g * RECORD * T);
-            let (scale, min) = L::scales(strip, groups, g);
-            let cells = L::cells(strip, groups, g);
+            let (scale, min) = L::scales(strip, g);
+            let cells = L::cells(strip, g);
             group::<D, L, L::Cells, T, T, Q>(cells, &scale, &min, record, 0, &mut acc);
         }
         store(args, s, &acc);
@@ -209,8 +209,8 @@ unsafe fn many_tokens<D: Dot, L: Strip, const T: usize, const Q: usize>(args: &T
         let mut unpacked = [[vdupq_n_s8(0); 4]; 8];
         for g in 0..groups {
             let record = args.panel.add(g * RECORD * T);
-            let (scale, min) = L::scales(strip, groups, g);
-            let mut cells = L::cells(strip, groups, g);
+            let (scale, min) = L::scales(strip, g);
+            let mut cells = L::cells(strip, g);
             if !L::Cells::ARE_BYTES {
                 for (cell, quads) in unpacked.iter_mut().enumerate() {
                     for (quad, weights) in quads.iter_mut().enumerate() {
