@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::ensure;
+use engine::Isa;
 use serde_json::{Value, json};
 
 mod check;
@@ -27,6 +28,9 @@ pub(crate) struct Args {
     /// One JSON object instead of a line per file
     #[arg(long)]
     json: bool,
+    /// Instruction set that logits are computed on [default: the fastest that this processor has]
+    #[arg(long, value_name = "NAME")]
+    isa: Option<Isa>,
 }
 
 /// Exit code 1 if anything fails.
@@ -35,9 +39,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let checks = discover(&dir)?;
     ensure!(!checks.is_empty(), "no reference data in {}", dir.display());
 
+    let isa = args.isa.unwrap_or_else(Isa::detect);
+    ensure!(isa.is_supported(), "this processor has no {isa}");
+    let engine = Engine { isa };
+    if !args.json {
+        println!("logits on {isa}");
+    }
     let mut reports = Vec::with_capacity(checks.len());
     for check in &checks {
-        let report = report(&dir, check, &Engine);
+        let report = report(&dir, check, &engine);
         if !args.json {
             println!("{report}");
         }
@@ -46,7 +56,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let count = Count::of(&reports);
     if args.json {
         let files: Vec<Value> = reports.iter().map(Report::json).collect();
-        println!("{:#}", json!({ "files": files, "count": count.json() }));
+        println!("{:#}", json!({ "isa": isa.name(), "files": files, "count": count.json() }));
     } else {
         println!("{count}");
     }
@@ -124,7 +134,7 @@ mod tests {
         let verdicts = [
             Verdict::Pass(Figures::default()),
             Verdict::fail("wrong"),
-            Verdict::Unknown(Unknown::Part("tokenizer")),
+            Verdict::Unknown(Unknown::Part("tokenizer".into())),
             Verdict::Unknown(Unknown::Family("mamba2".into())),
             Verdict::Unknown(Unknown::Type("IQ4_XS".into())),
             Verdict::Unknown(Unknown::Family("mamba2".into())),
