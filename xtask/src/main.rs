@@ -7,6 +7,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod conformance;
+mod peers;
+mod process;
+mod stop;
 mod synth;
 
 #[derive(Parser)]
@@ -19,12 +22,17 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Conformance(conformance::Args),
+    #[command(hide = true)]
+    EngineBench(peers::engine_bench::Args),
+    Peers(peers::Args),
     Synth(synth::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Conformance(args) => conformance::run(&args),
+        Command::EngineBench(args) => peers::engine_bench::run(&args),
+        Command::Peers(args) => peers::run(&args),
         Command::Synth(args) => synth::run(&args),
     };
     result.unwrap_or_else(|error| {
