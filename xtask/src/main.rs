@@ -11,6 +11,7 @@ mod peers;
 mod process;
 mod stop;
 mod synth;
+mod test;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The chores of this repository", version = None)]
@@ -26,6 +27,7 @@ enum Command {
     EngineBench(peers::engine_bench::Args),
     Peers(peers::Args),
     Synth(synth::Args),
+    Test(test::Args),
 }
 
 fn main() -> ExitCode {
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         Command::EngineBench(args) => peers::engine_bench::run(&args),
         Command::Peers(args) => peers::run(&args),
         Command::Synth(args) => synth::run(&args),
+        Command::Test(args) => test::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

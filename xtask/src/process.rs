@@ -1,6 +1,7 @@
 //! Programs that are run and looked at: none outlives the one who started it.
 
 use std::io::Read;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,7 +34,7 @@ struct Written {
 impl Running {
     /// Starts `command` without input; what it writes is kept.
     pub(crate) fn start(command: &mut Command) -> anyhow::Result<Running> {
-        let name = command.get_program().to_string_lossy().into_owned();
+        let name = name_of(command);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
         let stdout = Written::by(child.stdout.take().expect("it was piped"));
@@ -143,6 +144,11 @@ fn end(text: &str) -> &str {
     &text[start..]
 }
 
+fn name_of(command: &Command) -> String {
+    let program = Path::new(command.get_program());
+    program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned()
+}
+
 /// Runs `command` to its end and returns what it wrote to stdout; an error if it fails.
 pub(crate) fn output(command: &mut Command, time_max: Duration, stop: &AtomicBool) -> anyhow::Result<String> {
     Running::start(command)?.finish(time_max, stop)
@@ -150,7 +156,7 @@ pub(crate) fn output(command: &mut Command, time_max: Duration, stop: &AtomicBoo
 
 /// Runs `command` with this program's own stdout and stderr; an error if it fails.
 pub(crate) fn show(command: &mut Command) -> anyhow::Result<()> {
-    let name = command.get_program().to_string_lossy().into_owned();
+    let name = name_of(command);
     let status = command.status().with_context(|| format!("cannot start {name}"))?;
     ensure!(status.success(), "{name} ended, {status}");
     Ok(())
