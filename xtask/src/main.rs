@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod aarch64;
 mod conformance;
 mod peers;
 mod process;
@@ -22,6 +23,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Aarch64(aarch64::Args),
     Conformance(conformance::Args),
     #[command(hide = true)]
     EngineBench(peers::engine_bench::Args),
@@ -32,6 +34,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Aarch64(args) => aarch64::run(&args),
         Command::Conformance(args) => conformance::run(&args),
         Command::EngineBench(args) => peers::engine_bench::run(&args),
         Command::Peers(args) => peers::run(&args),

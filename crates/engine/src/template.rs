@@ -15,6 +15,7 @@ use crate::tokenizer::Tokenizer;
 
 mod json;
 mod python;
+mod source;
 #[cfg(test)]
 mod tests;
 mod time;
@@ -30,9 +31,6 @@ pub const OUTPUT_BYTES_MAX: usize = 64 << 20;
 
 /// A template longer than this is no chat template.
 pub const SOURCE_BYTES_MAX: usize = 4 << 20;
-
-/// Blocks, macros and loops within each other.
-const DEPTH_MAX: usize = 100;
 
 const NAME: &str = "chat_template";
 
@@ -104,12 +102,9 @@ impl ChatTemplate {
         environment.set_syntax(syntax);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_fuel(Some(FUEL_MAX));
-        environment.set_recursion_limit(DEPTH_MAX);
         environment.set_debug(false);
         python::add_to(&mut environment);
-        environment
-            .add_template_owned(NAME, without_generation_tags(source))
-            .map_err(|error| syntax_error(&error))?;
+        environment.add_template_owned(NAME, source::adapt(source)).map_err(|error| syntax_error(&error))?;
         Ok(Self { environment, source: source.into(), bos: bos.into(), eos: eos.into() })
     }
 
@@ -200,33 +195,4 @@ fn message(error: &minijinja::Error) -> String {
         Some(detail) => format!("{}: {detail}", error.kind()),
         None => error.kind().to_string(),
     }
-}
-
-/// Turns `{% generation %}`, which marks what a model learns from, into a scope and nothing else. Lines stay lines.
-fn without_generation_tags(source: &str) -> String {
-    let mut output = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start);
-        output.push_str(before);
-        let Some(end) = tag.find("%}") else {
-            rest = tag;
-            break;
-        };
-        let (tag, after) = tag.split_at(end + 2);
-        let name = tag[2..end].trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
-        match name {
-            "generation" => output.push_str(&tag.replacen("generation", "with", 1)),
-            "endgeneration" => output.push_str(&tag.replacen("endgeneration", "endwith", 1)),
-            _ => {
-                // Only the opening is passed over, so that what seems to end here may begin a tag of its own.
-                output.push_str("{%");
-                rest = &rest[start + 2..];
-                continue;
-            }
-        }
-        rest = after;
-    }
-    output.push_str(rest);
-    output
 }

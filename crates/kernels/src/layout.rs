@@ -7,14 +7,15 @@
 //! | layout | strip | value of a weight |
 //! |---|---|---|
 //! | `F32`, `F16`, `BF16` | k x [16 floats] | itself |
-//! | `Q8` | groups x f16 d\[16\], pad to 64; groups x 8 cells | `d * q` |
-//! | `Q4` | groups x f16 d\[16\], pad to 64; groups x 4 cells of nibble pairs | `d * (q - 8)` |
+//! | `Q8` | per 64 columns: 2 x f16 d\[16\]; 2 x 8 cells | `d * q` |
+//! | `Q4` | per 64 columns: 2 x f16 d\[16\]; 2 x 4 cells of nibble pairs | `d * (q - 8)` |
 //! | `Q4K` | per 256 columns: f16 d\[16\], f16 dmin\[16\], u8 scale\[8\]\[16\], u8 min\[8\]\[16\]; 8 x 4 cells of nibble pairs | `d * scale * q - dmin * min` |
-//! | `Q6K` | per 256 columns f16 d\[16\], pad to 64; per 256 columns: i8 scale\[16\]\[16\]; 8 x (4 cells of nibble pairs, 2 of bit pairs) | `d * scale * (q - 32)` |
+//! | `Q6K` | per 256 columns: f16 d\[16\], 32 bytes of padding, i8 scale\[16\]\[16\]; 8 x (4 cells of nibble pairs, 2 of bit pairs) | `d * scale * (q - 32)` |
 //! | `W8` | per group: f32 scale\[16\], f32 min\[16\]; 8 cells | `scale * q - min` |
 //! | `W8Half` | per group: f32 scale\[2\]\[16\], f32 min\[2\]\[16\]; 8 cells | the same, a scale for each 16 columns |
 //!
-//! A cell of nibble pairs holds columns `c..c+4` in its low nibbles and `c+16..c+20` in its high ones. `W8` is the 8-bit
+//! Everything starts on a cache line, and a strip is read from its first byte to its last: one stream of memory, which
+//! is what prefetchers follow. A cell of nibble pairs holds columns `c..c+4` in its low nibbles and `c+16..c+20` in its high ones. `W8` is the 8-bit
 //! layout for formats without one of their own. How 8-bit integers are stored depends on the instruction set
 //! ([`Bytes`]): VNNI multiplies unsigned weights by signed activations, everyone else wants them signed.
 
@@ -89,36 +90,57 @@ impl Layout {
         match self {
             Layout::F32 => cols * 64,
             Layout::F16 | Layout::BF16 => cols * 32,
-            Layout::Q8 => scales_bytes(groups) + groups * Q8_GROUP,
-            Layout::Q4 => scales_bytes(groups) + groups * Q4_GROUP,
+            Layout::Q8 => groups.div_ceil(2) * PairLayout::Q8.block,
+            Layout::Q4 => groups.div_ceil(2) * PairLayout::Q4.block,
             Layout::Q4K => groups / 8 * Q4K_BLOCK,
-            Layout::Q6K => scales_bytes(groups / 8) + groups / 8 * Q6K_BLOCK,
+            Layout::Q6K => groups / 8 * Q6K_BLOCK,
             Layout::W8 => groups * W8_GROUP,
             Layout::W8Half => groups * W8_HALF_GROUP,
         }
     }
 }
 
-/// Bytes of the scales in front of a strip: 16 halves for each of `blocks`, padded to a cache line.
-pub(crate) const fn scales_bytes(blocks: usize) -> usize {
-    (blocks * 2 * STRIP).next_multiple_of(64)
+/// Where the groups of `Q4` and `Q8` lie: two to a block, their scales in front.
+#[derive(Clone, Copy)]
+pub(crate) struct PairLayout {
+    pub(crate) block: usize,
+    group: usize,
+}
+
+impl PairLayout {
+    pub(crate) const Q4: PairLayout = PairLayout { block: 64 + 2 * Q4_GROUP, group: Q4_GROUP };
+    pub(crate) const Q8: PairLayout = PairLayout { block: 64 + 2 * Q8_GROUP, group: Q8_GROUP };
+
+    /// Offset of the scales of group `g` in a strip.
+    #[inline(always)]
+    pub(crate) const fn scales(self, g: usize) -> usize {
+        g / 2 * self.block + g % 2 * 2 * STRIP
+    }
+
+    /// Offset of the cells of group `g` in a strip.
+    #[inline(always)]
+    pub(crate) const fn cells(self, g: usize) -> usize {
+        g / 2 * self.block + 64 + g % 2 * self.group
+    }
 }
 
 pub(crate) const Q8_GROUP: usize = 8 * 64;
 pub(crate) const Q4_GROUP: usize = 4 * 64;
 pub(crate) const Q4K_HEADER: usize = 2 * 32 + 2 * 8 * STRIP;
 pub(crate) const Q4K_BLOCK: usize = Q4K_HEADER + 8 * Q4_GROUP;
-pub(crate) const Q6K_HEADER: usize = 16 * STRIP;
+/// `Q6K`'s scales start a cache line after its `d`.
+pub(crate) const Q6K_SCALES: usize = 64;
+pub(crate) const Q6K_HEADER: usize = Q6K_SCALES + 16 * STRIP;
 pub(crate) const Q6K_GROUP: usize = 6 * 64;
 pub(crate) const Q6K_BLOCK: usize = Q6K_HEADER + 8 * Q6K_GROUP;
 pub(crate) const W8_GROUP: usize = 2 * 64 + 8 * 64;
 pub(crate) const W8_HALF_GROUP: usize = 4 * 64 + 8 * 64;
 
-// Beside GGUF: Q4_0 has 16 x 144 bytes for 256 columns, Q4_K 16 x 144, Q6_K 16 x 210.
-const _: () = assert!(scales_bytes(8) + 8 * Q4_GROUP == 16 * 144);
-const _: () = assert!(scales_bytes(8) + 8 * Q8_GROUP == 16 * 272);
-const _: () = assert!(Q4K_BLOCK == 2368);
-const _: () = assert!(Q6K_BLOCK + 32 == 16 * 210);
+// Beside GGUF, 256 columns of 16 rows: Q4_0 has 16 x 144 bytes, Q8_0 16 x 272, Q4_K 16 x 144, Q6_K 16 x 210.
+const _: () = assert!(4 * PairLayout::Q4.block == 16 * 144);
+const _: () = assert!(4 * PairLayout::Q8.block == 16 * 272);
+const _: () = assert!(Q4K_BLOCK == 16 * 144 + 64);
+const _: () = assert!(Q6K_BLOCK == 16 * 210 + 32);
 
 /// Packs one strip: `rows` are up to 16 GGUF rows of `cols` weights each (missing ones become zeros).
 ///
@@ -137,10 +159,10 @@ pub fn pack_strip(format: Format, bytes: Bytes, rows: &[&[u8]], cols: usize, out
     match layout {
         Layout::F32 => interleave::<4>(rows, cols, out),
         Layout::F16 | Layout::BF16 => interleave::<2>(rows, cols, out),
-        Layout::Q8 => pack_q8(bytes, rows, cols / GROUP, out),
-        Layout::Q4 => pack_q4(rows, cols / GROUP, out),
+        Layout::Q8 => pack_q8(bytes, rows, out),
+        Layout::Q4 => pack_q4(rows, out),
         Layout::Q4K => pack_q4k(rows, out),
-        Layout::Q6K => pack_q6k(rows, cols / 256, out),
+        Layout::Q6K => pack_q6k(rows, out),
         Layout::W8 => pack_w8::<1>(format, bytes, rows, out),
         Layout::W8Half => pack_w8::<2>(format, bytes, rows, out),
     }
@@ -161,26 +183,24 @@ fn scatter(row_bytes: &[u8], r: usize, cells: &mut [u8]) {
     }
 }
 
-fn pack_q8(bytes: Bytes, rows: &[&[u8]], groups: usize, out: &mut [u8]) {
-    let (scales, cells) = out.split_at_mut(scales_bytes(groups));
+fn pack_q8(bytes: Bytes, rows: &[&[u8]], out: &mut [u8]) {
     for (r, row) in rows.iter().enumerate() {
         for (g, block) in row.chunks_exact(34).enumerate() {
-            scales[(g * STRIP + r) * 2..][..2].copy_from_slice(&block[..2]);
+            out[PairLayout::Q8.scales(g) + r * 2..][..2].copy_from_slice(&block[..2]);
             let mut q: [u8; GROUP] = block[2..].try_into().expect("a Q8_0 block has 32 weights");
             if bytes == Bytes::Unsigned {
                 q = q.map(|q| q ^ 0x80);
             }
-            scatter(&q, r, &mut cells[g * Q8_GROUP..][..Q8_GROUP]);
+            scatter(&q, r, &mut out[PairLayout::Q8.cells(g)..][..Q8_GROUP]);
         }
     }
 }
 
-fn pack_q4(rows: &[&[u8]], groups: usize, out: &mut [u8]) {
-    let (scales, cells) = out.split_at_mut(scales_bytes(groups));
+fn pack_q4(rows: &[&[u8]], out: &mut [u8]) {
     for (r, row) in rows.iter().enumerate() {
         for (g, block) in row.chunks_exact(18).enumerate() {
-            scales[(g * STRIP + r) * 2..][..2].copy_from_slice(&block[..2]);
-            scatter(&block[2..], r, &mut cells[g * Q4_GROUP..][..Q4_GROUP]);
+            out[PairLayout::Q4.scales(g) + r * 2..][..2].copy_from_slice(&block[..2]);
+            scatter(&block[2..], r, &mut out[PairLayout::Q4.cells(g)..][..Q4_GROUP]);
         }
     }
 }
@@ -207,14 +227,12 @@ fn pack_q4k(rows: &[&[u8]], out: &mut [u8]) {
     }
 }
 
-fn pack_q6k(rows: &[&[u8]], blocks: usize, out: &mut [u8]) {
-    let (scales, cells) = out.split_at_mut(scales_bytes(blocks));
+fn pack_q6k(rows: &[&[u8]], out: &mut [u8]) {
     for (r, row) in rows.iter().enumerate() {
-        for (b, block) in row.chunks_exact(210).enumerate() {
-            scales[(b * STRIP + r) * 2..][..2].copy_from_slice(&block[208..]);
-            let out = &mut cells[b * Q6K_BLOCK..][..Q6K_BLOCK];
+        for (block, out) in row.chunks_exact(210).zip(out.chunks_exact_mut(Q6K_BLOCK)) {
+            out[r * 2..][..2].copy_from_slice(&block[208..]);
             for j in 0..16 {
-                out[j * STRIP + r] = block[192 + j];
+                out[Q6K_SCALES + j * STRIP + r] = block[192 + j];
             }
             for (g, out) in out[Q6K_HEADER..].chunks_exact_mut(Q6K_GROUP).enumerate() {
                 let q = format::q6_k_unsigned(block, g);
@@ -255,12 +273,11 @@ fn pack_w8<const HALVES: usize>(format: Format, bytes: Bytes, rows: &[&[u8]], ou
 ///
 /// # Panics
 /// If the layout is a float one.
-pub fn unpack_group(layout: Layout, bytes: Bytes, strip: &[u8], cols: usize, g: usize) -> [Group; STRIP] {
-    std::array::from_fn(|r| unpack_row_group(layout, bytes, strip, cols, g, r))
+pub fn unpack_group(layout: Layout, bytes: Bytes, strip: &[u8], g: usize) -> [Group; STRIP] {
+    std::array::from_fn(|r| unpack_row_group(layout, bytes, strip, g, r))
 }
 
-fn unpack_row_group(layout: Layout, bytes: Bytes, strip: &[u8], cols: usize, g: usize, r: usize) -> Group {
-    let groups = cols / GROUP;
+fn unpack_row_group(layout: Layout, bytes: Bytes, strip: &[u8], g: usize, r: usize) -> Group {
     let half_at = |at: usize| f16::from_le_bytes([strip[at], strip[at + 1]]).to_f32();
     let float_at = |at: usize| f32::from_le_bytes(strip[at..at + 4].try_into().expect("4 bytes"));
     let byte = |cells: usize, i: usize| strip[cells + i / 4 * 64 + r * 4 + i % 4];
@@ -268,13 +285,13 @@ fn unpack_row_group(layout: Layout, bytes: Bytes, strip: &[u8], cols: usize, g: 
     let signed = |q: u8| if bytes == Bytes::Unsigned { (q ^ 0x80) as i8 } else { q as i8 };
     match layout {
         Layout::Q8 => {
-            let cells = scales_bytes(groups) + g * Q8_GROUP;
-            let scale = half_at((g * STRIP + r) * 2);
+            let cells = PairLayout::Q8.cells(g);
+            let scale = half_at(PairLayout::Q8.scales(g) + r * 2);
             Group { q: std::array::from_fn(|i| signed(byte(cells, i))), scale: [scale; 2], min: [0.0; 2] }
         }
         Layout::Q4 => {
-            let cells = scales_bytes(groups) + g * Q4_GROUP;
-            let scale = half_at((g * STRIP + r) * 2);
+            let cells = PairLayout::Q4.cells(g);
+            let scale = half_at(PairLayout::Q4.scales(g) + r * 2);
             Group { q: std::array::from_fn(|i| nibble(cells, i) as i8 - 8), scale: [scale; 2], min: [0.0; 2] }
         }
         Layout::Q4K => {
@@ -286,9 +303,10 @@ fn unpack_row_group(layout: Layout, bytes: Bytes, strip: &[u8], cols: usize, g: 
             Group { q: std::array::from_fn(|i| nibble(cells, i) as i8), scale: [scale; 2], min: [min; 2] }
         }
         Layout::Q6K => {
-            let d = half_at((g / 8 * STRIP + r) * 2);
-            let block = scales_bytes(groups / 8) + g / 8 * Q6K_BLOCK;
-            let scale = |h: usize| d * f32::from(strip[block + (g % 8 * 2 + h) * STRIP + r] as i8);
+            let block = g / 8 * Q6K_BLOCK;
+            let d = half_at(block + r * 2);
+            let scales = block + Q6K_SCALES + g % 8 * 2 * STRIP + r;
+            let scale = |h: usize| d * f32::from(strip[scales + h * STRIP] as i8);
             let cells = block + Q6K_HEADER + g % 8 * Q6K_GROUP;
             let high = |i: usize| byte(cells + Q4_GROUP, i % 8) >> (i / 8 * 2) & 3;
             let q = std::array::from_fn(|i| (nibble(cells, i) | high(i) << 4) as i8 - 32);

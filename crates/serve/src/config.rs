@@ -18,6 +18,8 @@ pub struct Config {
     pub connections: wire::connections::Limits,
     /// How long a request's body may take to arrive.
     pub body_time_max: Duration,
+    /// Bodies longer than 64 KiB that are being read or parsed may take so much together; further ones wait.
+    pub bodies_bytes_max: usize,
     /// Generations that may wait for the scheduler before more are refused with 429.
     pub waiting_max: usize,
     /// How long generations may go on after the server was asked to end.
@@ -44,6 +46,7 @@ impl Default for Config {
             limits: Limits::default(),
             connections: wire::connections::Limits::default(),
             body_time_max: Duration::from_secs(30),
+            bodies_bytes_max: 64 << 20,
             waiting_max: 64,
             drain_time_max: Duration::from_secs(30),
             farewell_time_max: Duration::from_secs(2),

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::backend::Backend;
 use crate::error::ApiError;
-use crate::metrics::Meter;
+use crate::metrics::{Meter, Metrics};
 use crate::options::Options;
 use crate::server::Server;
 
@@ -54,6 +54,7 @@ pub(crate) struct Generation {
     /// Holds at most the events of the choices' contexts: the engine does not wait for the reader.
     events: mpsc::UnboundedReceiver<(usize, Event)>,
     unfinished: usize,
+    metrics: Arc<Metrics>,
     /// Resolves when the server cuts what is left.
     cut: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
@@ -87,7 +88,8 @@ impl Generation {
                     .map_err(|refused| ApiError::refused(refused, plan.prompt_field, config.retry_after))?,
             );
         }
-        Ok(Self { unfinished: tickets.len(), tickets, events, cut: Some(server.cut()) })
+        let metrics = Arc::clone(server.metrics());
+        Ok(Self { unfinished: tickets.len(), tickets, events, metrics, cut: Some(server.cut()) })
     }
 
     /// The next event of any choice; `None` when all have finished. A choice that failed is an error.
@@ -104,7 +106,10 @@ impl Generation {
         }
         self.events.poll_recv(cx).map(|received| match received {
             // All sinks are gone without having said so.
-            None => Some(Err(ApiError::failed("the engine stopped"))),
+            None => {
+                self.metrics.abandoned(self.unfinished);
+                Some(Err(ApiError::failed("the engine stopped")))
+            }
             Some((_, Event::Finished(Finished { reason: FinishReason::Failed(message), .. }))) => {
                 Some(Err(ApiError::failed(message)))
             }

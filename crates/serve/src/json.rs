@@ -13,10 +13,10 @@ use crate::config::Limits;
 
 /// The most memory, in bytes, that reading a body of `body_bytes` may hold at once, besides the body.
 ///
-/// A body is held about three times over (text fields, the values of a conversation, the normalized conversation,
-/// each growing by doubling) and every JSON value costs up to 400 bytes, of which the limits allow only so many
-/// in each of four fields. A token given as a number takes two bytes of body and up to 12 of a growing list.
+/// Six bytes for one of the body: tokens given as numbers take two bytes there and, while their list doubles, up to
+/// twelve in memory; text is held twice at most. And 300 for every JSON value, which takes two bytes at least and of
+/// which the limits allow only so many in each of three fields (`messages`, `tools`, `chat_template_kwargs`).
 pub fn parse_bytes_max(body_bytes: usize, limits: &Limits) -> usize {
-    let values = body_bytes.min(4 * limits.json_values_max);
-    16 * 1024 + 16 * body_bytes + 400 * values
+    let values = (body_bytes / 2).min(3 * limits.json_values_max);
+    16 * 1024 + 6 * body_bytes + 300 * values
 }

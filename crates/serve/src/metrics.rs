@@ -73,6 +73,11 @@ impl Metrics {
         self.endings[ending].fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Counts generations of which the engine said no more.
+    pub(crate) fn abandoned(&self, generations: usize) {
+        self.endings[3].fetch_add(generations as u64, Ordering::Relaxed);
+    }
+
     /// The page of all metrics. Without a model its part is zero or left out.
     pub(crate) fn page(&self, model: Option<(&Card, Stats)>) -> String {
         let mut page = Exposition::default();
@@ -108,7 +113,7 @@ impl Metrics {
                 "Mean time from token to token of a request.",
                 &self.per_output_token,
             ),
-            ("dunlin_request_duration_seconds", "From a request's arrival to its last token.", &self.request),
+            ("dunlin_request_duration_seconds", "From a request's arrival to its end.", &self.request),
             (
                 "dunlin_request_queue_seconds",
                 "From submission to the first computed prompt token.",
@@ -138,20 +143,19 @@ fn add_engine(page: &mut Exposition, stats: Stats) {
     page.gauge("dunlin_kv_cache_capacity_bytes", "Bytes of the KV cache.", stats.kv_bytes_capacity);
 }
 
-/// Measures one generation by its events. Dropped before the end, it counts the generation as failed.
+/// Measures one generation by its events.
 pub(crate) struct Meter {
     metrics: Arc<Metrics>,
     arrived: Instant,
     first: Option<Instant>,
     last: Instant,
     tokens: u32,
-    finished: bool,
 }
 
 impl Meter {
     /// For a generation whose request arrived at `arrived`.
     pub(crate) fn new(metrics: Arc<Metrics>, arrived: Instant) -> Self {
-        Self { metrics, arrived, first: None, last: arrived, tokens: 0, finished: false }
+        Self { metrics, arrived, first: None, last: arrived, tokens: 0 }
     }
 
     pub(crate) fn observe(&mut self, event: &Event) {
@@ -172,9 +176,8 @@ impl Meter {
     }
 
     fn finish(&mut self, finished: &Finished) {
-        self.finished = true;
         self.metrics.ended(ending(&finished.reason));
-        self.metrics.request.observe(self.last.saturating_duration_since(self.arrived));
+        self.metrics.request.observe(self.arrived.elapsed());
         self.metrics.queue.observe(finished.timing.queue);
         self.metrics.prefill.observe(finished.timing.prefill);
         self.metrics.decode.observe(finished.timing.decode);
@@ -183,14 +186,6 @@ impl Meter {
         {
             let mean = self.last.saturating_duration_since(first) / (self.tokens - 1);
             self.metrics.per_output_token.observe(mean);
-        }
-    }
-}
-
-impl Drop for Meter {
-    fn drop(&mut self) {
-        if !self.finished {
-            self.metrics.ended(3);
         }
     }
 }

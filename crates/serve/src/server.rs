@@ -12,7 +12,7 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use bytes::Bytes;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use wire::Stage;
 
 use crate::backend::Backend;
@@ -23,6 +23,23 @@ use crate::{chat, completions, edge, models, page, status, tokens};
 
 /// Bodies longer than this are parsed and tokenized on a thread of their own, not between other clients' tokens.
 const COMPUTE_INLINE_BYTES_MAX: usize = 16 * 1024;
+
+/// Bodies no longer than this are read without waiting for others: all connections together cannot take much by them.
+const SMALL_BODY_BYTES: usize = 64 * 1024;
+
+/// A request's body, and its part of what all bodies may take.
+pub(crate) struct JsonBody {
+    bytes: Bytes,
+    _share: Option<OwnedSemaphorePermit>,
+}
+
+impl std::ops::Deref for JsonBody {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
 
 /// A server that may not have its model yet. Clones are the same server.
 #[derive(Clone)]
@@ -37,10 +54,13 @@ struct Shared {
     stage: watch::Sender<Stage>,
     /// Becomes true when what still runs is to be cut.
     cut: watch::Sender<bool>,
+    /// A permit for every byte of large bodies.
+    bodies: Arc<Semaphore>,
 }
 
 enum Model {
-    Loading,
+    /// With the part that is done, 0 to 1, where it is known.
+    Loading(Option<f64>),
     Ready(Arc<dyn Backend>),
     Failed(String),
 }
@@ -58,13 +78,19 @@ impl Server {
     /// A server whose model is loading.
     pub fn new(config: Config) -> Self {
         let shared = Shared {
+            bodies: Arc::new(Semaphore::new(config.bodies_bytes_max.min(Semaphore::MAX_PERMITS))),
             config,
             metrics: Arc::default(),
-            model: RwLock::new(Model::Loading),
+            model: RwLock::new(Model::Loading(None)),
             stage: watch::Sender::new(Stage::Open),
             cut: watch::Sender::new(false),
         };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// The model is still loading; `part` of the work, 0 to 1, is done. `/health` tells.
+    pub fn loading(&self, part: f64) {
+        self.set(Model::Loading(Some(part.clamp(0.0, 1.0))));
     }
 
     /// The model is there.
@@ -113,8 +139,10 @@ impl Server {
     pub fn router(&self) -> Router {
         let mut router = Router::new()
             .route("/v1/models", get(models::list))
+            .route("/models", get(models::list))
             .route("/v1/models/{*id}", get(models::get))
             .route("/v1/chat/completions", post(chat::create))
+            .route("/chat/completions", post(chat::create))
             .route("/v1/completions", post(completions::create))
             .route("/tokenize", post(tokens::tokenize))
             .route("/detokenize", post(tokens::detokenize))
@@ -141,7 +169,7 @@ impl Server {
             return Health::Draining;
         }
         match &*self.shared.model.read().unwrap_or_else(PoisonError::into_inner) {
-            Model::Loading => Health::Loading,
+            Model::Loading(_) => Health::Loading,
             Model::Ready(_) => Health::Ready,
             Model::Failed(_) => Health::Failed,
         }
@@ -153,6 +181,14 @@ impl Server {
             Health::Ready => None,
             Health::Draining => Some(ApiError::draining()),
             _ => self.backend().err(),
+        }
+    }
+
+    /// How much of the loading is done, where that is known.
+    pub(crate) fn progress(&self) -> Option<f64> {
+        match &*self.shared.model.read().unwrap_or_else(PoisonError::into_inner) {
+            Model::Loading(part) => *part,
+            _ => None,
         }
     }
 
@@ -182,7 +218,7 @@ impl Server {
     pub(crate) fn backend(&self) -> Result<Arc<dyn Backend>, ApiError> {
         match &*self.shared.model.read().unwrap_or_else(PoisonError::into_inner) {
             Model::Ready(backend) => Ok(Arc::clone(backend)),
-            Model::Loading => {
+            Model::Loading(_) => {
                 let retry_after = Some(self.shared.config.retry_after);
                 Err(ApiError::unavailable(
                     "model_loading",
@@ -204,7 +240,7 @@ impl Server {
     }
 
     /// A request's body, which must not say that it is something other than JSON.
-    pub(crate) async fn read_json(&self, request: Request<Body>) -> Result<Bytes, ApiError> {
+    pub(crate) async fn read_json(&self, request: Request<Body>) -> Result<JsonBody, ApiError> {
         let (head, body) = request.into_parts();
         if let Some(content_type) = head.headers.get(CONTENT_TYPE) {
             let content_type = String::from_utf8_lossy(content_type.as_bytes());
@@ -216,9 +252,30 @@ impl Server {
             }
         }
         let config = &self.shared.config;
-        let bytes =
-            wire::body::read(&head.headers, body, config.limits.body_bytes_max, config.body_time_max).await?;
-        Ok(bytes)
+        let (bytes_max, time_max) = (config.limits.body_bytes_max, config.body_time_max);
+        let announced = wire::body::announced_bytes(&head.headers).unwrap_or(bytes_max).min(bytes_max);
+        let share = self.share_for(announced).await?;
+        let bytes = wire::body::read(&head.headers, body, bytes_max, time_max).await?;
+        Ok(JsonBody { bytes, _share: share })
+    }
+
+    /// Waits until a body of `bytes` may be read, for as long as bodies may take.
+    async fn share_for(&self, bytes: usize) -> Result<Option<OwnedSemaphorePermit>, ApiError> {
+        if bytes <= SMALL_BODY_BYTES {
+            return Ok(None);
+        }
+        let config = &self.shared.config;
+        // A body beyond all of it takes all of it.
+        let permits = bytes.min(config.bodies_bytes_max).try_into().unwrap_or(u32::MAX);
+        let share = Arc::clone(&self.shared.bodies).acquire_many_owned(permits);
+        match tokio::time::timeout(config.body_time_max, share).await {
+            // The semaphore is never closed.
+            Ok(share) => Ok(share.ok()),
+            Err(_) => {
+                let message = "too many large requests are being read; try again later";
+                Err(ApiError::unavailable("bodies_too_large", message, Some(config.retry_after)))
+            }
+        }
     }
 
     /// Runs `work` on a body of `body_bytes`: here, or aside where it may take long.

@@ -13,6 +13,9 @@ use crate::server::{Health, Server};
 #[derive(Serialize)]
 struct Status<'a> {
     status: &'static str,
+    /// How much of the loading is done, 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    progress: Option<f64>,
     /// For clients that look for llama-server's error while the model is loading.
     #[serde(flatten)]
     error: Option<ErrorBody<'a>>,
@@ -28,7 +31,11 @@ pub(crate) async fn health(State(server): State<Server>) -> Response {
     };
     let error = server.unavailable();
     let mut response = error.clone().map_or_else(|| status.into_response(), IntoResponse::into_response);
-    let (headers, body) = json(&Status { status: name, error: error.as_ref().map(|error| error.body()) });
+    let (headers, body) = json(&Status {
+        status: name,
+        progress: server.progress(),
+        error: error.as_ref().map(|error| error.body()),
+    });
     *response.body_mut() = body.into();
     response.headers_mut().extend(headers.map(|(name, value)| (Some(name), value)));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

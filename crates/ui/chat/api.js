@@ -32,14 +32,14 @@ async function refusal(response) {
   return new ApiError(message, { status: response.status, code: body.error?.code ?? null, retryAfter });
 }
 
-/** "ok", "loading", "draining", "failed" with the server's words, or "gone". */
+/** "ok", "loading" with the part done, "draining", "failed" with the server's words, or "gone". */
 export async function health() {
   try {
     const response = await fetch("/health", { cache: "no-store" });
     const body = await response.json();
-    return { state: body.status, message: body.error?.message ?? "" };
+    return { state: body.status, message: body.error?.message ?? "", progress: body.progress ?? null };
   } catch {
-    return { state: "gone", message: GONE };
+    return { state: "gone", message: GONE, progress: null };
   }
 }
 

@@ -25,6 +25,8 @@ const page = {
   /** Whether the view follows the answer; not after the reader scrolled up. */
   following: true,
   ready: false,
+  /** The timer of the next question about the server's state. */
+  askAgain: 0,
 };
 
 // The server's state
@@ -37,14 +39,16 @@ const STATES = {
 };
 
 async function watch() {
-  const { state, message } = await health();
+  clearTimeout(page.askAgain);
+  const { state, message, progress } = await health();
   document.body.dataset.server = state;
-  status.textContent = state === "ok" ? "" : state === "failed" ? message : (STATES[state] ?? message);
+  const words = state === "failed" ? sentence(message) : (STATES[state] ?? message);
+  status.textContent = progress === null ? words : `${words} ${Math.floor(progress * 100)}%`;
   status.hidden = state === "ok";
   page.ready = state === "ok";
   refresh();
   if (state === "ok") await listModels();
-  else setTimeout(watch, ASK_AGAIN_MS);
+  else page.askAgain = setTimeout(watch, ASK_AGAIN_MS);
 }
 
 async function listModels() {
@@ -54,7 +58,7 @@ async function listModels() {
     model.disabled = list.length < 2;
     model.title = list.map((entry) => `${entry.id} ${entry.meta?.quantization ?? ""}`.trim()).join("\n");
   } catch {
-    setTimeout(watch, ASK_AGAIN_MS);
+    page.askAgain = setTimeout(watch, ASK_AGAIN_MS);
   }
 }
 
@@ -93,11 +97,16 @@ function fail(turn, error) {
     return;
   }
   const known = error instanceof ApiError;
-  const again = known && error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
-  const busy = known && error.status === 429 ? "The server is busy: " : "";
-  turn.failed(`${busy}${error.message}${again}`);
+  const message = known && error.status === 429 ? "The server is busy and its queue is full." : sentence(error.message);
+  turn.failed(known && error.retryAfter ? `${message} Try again in ${error.retryAfter} s.` : message);
   announce(turn.note.textContent);
   if (known && (error.status === 0 || error.status === 503)) watch();
+}
+
+/** The server's messages are parts of sentences. */
+function sentence(text) {
+  const begun = text.charAt(0).toUpperCase() + text.slice(1);
+  return /[.!?]$/.test(begun) ? begun : `${begun}.`;
 }
 
 function ask(question) {

@@ -25,14 +25,18 @@ pub async fn read(
     bytes_max: usize,
     time_max: Duration,
 ) -> Result<Bytes, BodyError> {
-    let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|length| length > bytes_max as u64) {
+    if announced_bytes(headers).is_some_and(|length| length > bytes_max) {
         return Err(BodyError::TooLarge { limit: bytes_max });
     }
     match tokio::time::timeout(time_max, collect(body, bytes_max)).await {
         Ok(result) => result,
         Err(_) => Err(BodyError::TooSlow { limit: time_max }),
     }
+}
+
+/// How long a body says it is.
+pub fn announced_bytes(headers: &HeaderMap) -> Option<usize> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 async fn collect(mut body: Body, bytes_max: usize) -> Result<Bytes, BodyError> {

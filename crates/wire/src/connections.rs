@@ -31,6 +31,9 @@ pub struct Limits {
     pub connections_max: usize,
     /// From the first moment of waiting for a request to the end of its head: so also how long a connection may idle.
     pub header_time_max: Duration,
+    /// A request's head, and what is read ahead of a body. Reading goes in growing steps, so that up to twice as much
+    /// may pass.
+    pub head_bytes_max: usize,
     /// How long a peer may take nothing of what is being sent.
     pub write_stall_max: Duration,
 }
@@ -40,6 +43,7 @@ impl Default for Limits {
         Self {
             connections_max: 1024,
             header_time_max: Duration::from_secs(30),
+            head_bytes_max: 64 * 1024,
             write_stall_max: Duration::from_secs(30),
         }
     }
@@ -49,6 +53,9 @@ impl Default for Limits {
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nconnection: close\r\n\
 retry-after: 1\r\ncontent-length: 122\r\n\r\n\
 {\"error\":{\"message\":\"the server has no connection left\",\"type\":\"server_error\",\"param\":null,\"code\":\"too_many_connections\"}}";
+
+/// hyper refuses to work with less.
+const HEAD_BYTES_MIN: usize = 8192;
 
 /// How long to wait before accepting again when the process is out of file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -89,6 +96,7 @@ async fn converse(stream: TcpStream, router: Router, limits: Limits, mut stage: 
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_time_max)
+        .max_buf_size(limits.head_bytes_max.max(HEAD_BYTES_MIN))
         .serve_connection(
             TokioIo::new(Stall::new(stream, limits.write_stall_max)),
             TowerToHyperService::new(router),

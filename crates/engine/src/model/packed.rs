@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 /// Changes whenever a packed layout does.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Models whose packed weights are smaller than this are packed into memory: a file would save nothing.
 pub const MEMORY_BYTES_MAX: u64 = 64 << 20;

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use minijinja::value::{ValueKind, from_args};
+use minijinja::formatting::{self, FormatStyle};
+use minijinja::value::{Kwargs, Tuple, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value};
 use minijinja_contrib::pycompat;
 
@@ -13,7 +14,16 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
     environment.set_formatter(write);
     environment.add_function("raise_exception", raise_exception);
     environment.add_filter("tojson", json::tojson);
+    environment.add_filter(super::source::PERCENT, percent);
     environment.add_filter("string", string);
+    environment.add_filter("pprint", repr);
+    environment.add_filter("length", length);
+    environment.add_filter("count", length);
+    environment.add_filter("int", int);
+    environment.add_filter("float", to_float);
+    environment.add_filter("indent", indent);
+    environment.add_filter("escape", escape);
+    environment.add_filter("e", escape);
     environment.add_test("sequence", is_sequence);
     environment.add_test("iterable", is_iterable);
     environment.add_test("number", is_number);
@@ -80,11 +90,109 @@ fn string(value: &Value) -> String {
     str(value)
 }
 
+/// Python's `%` on text: a tuple holds several values, anything else is one. Values that are no text print as in Python.
+fn percent(format: &str, values: &Value) -> Result<String, Error> {
+    let values = match values.downcast_object_ref::<Tuple>() {
+        Some(_) => values.try_iter()?.collect(),
+        None => vec![values.clone()],
+    };
+    let printed = |value: Value| match value.kind() {
+        ValueKind::Seq => Value::from(str(&value)),
+        _ => value,
+    };
+    let values: Vec<Value> = values.into_iter().map(printed).collect();
+    formatting::format(FormatStyle::Printf, format, &values)
+}
+
+/// What is undefined has no length in this engine, and none to speak of in Jinja2.
+fn length(value: &Value) -> Result<usize, Error> {
+    if value.is_undefined() { Ok(0) } else { minijinja::filters::length(value) }
+}
+
+/// A whole number, or the default where there is none.
+fn int(value: &Value, default: Option<Value>, base: Option<u32>, options: Kwargs) -> Result<Value, Error> {
+    let default = default.map_or_else(|| options.get("default"), |default| Ok(Some(default)))?;
+    let base = base.map_or_else(|| options.get("base"), |base| Ok(Some(base)))?;
+    let base = base.filter(|base| (2..=36).contains(base)).unwrap_or(10);
+    options.assert_all_used()?;
+    let number = match value.as_str().map(str::trim) {
+        Some(text) => i128::from_str_radix(text, base).ok().or_else(|| text.parse().ok().and_then(whole)),
+        None if value.is_integer() => return Ok(value.clone()),
+        None if value.kind() == ValueKind::Bool => Some(i128::from(value.is_true())),
+        None => f64::try_from(value.clone()).ok().and_then(whole),
+    };
+    Ok(number.map_or_else(|| default.unwrap_or_else(|| Value::from(0)), Value::from))
+}
+
+fn whole(float: f64) -> Option<i128> {
+    float.is_finite().then_some(float as i128)
+}
+
+fn to_float(value: &Value, default: Option<Value>, options: Kwargs) -> Result<Value, Error> {
+    let default = default.map_or_else(|| options.get("default"), |default| Ok(Some(default)))?;
+    options.assert_all_used()?;
+    let number = match value.as_str() {
+        Some(text) => text.trim().parse().ok(),
+        None if value.kind() == ValueKind::Bool => Some(f64::from(u8::from(value.is_true()))),
+        None => f64::try_from(value.clone()).ok(),
+    };
+    Ok(number.map_or_else(|| default.unwrap_or_else(|| Value::from(0.0)), Value::from))
+}
+
+/// An indent is cut to this many spaces.
+const INDENT_SPACES_MAX: usize = 1000;
+
+/// Indents every line but the first and the empty ones, unless told to. The width may be text that goes in front.
+fn indent(
+    text: &Value,
+    width: Option<Value>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    options: Kwargs,
+) -> Result<String, Error> {
+    let width = width.map_or_else(|| options.get::<Option<Value>>("width"), |width| Ok(Some(width)))?;
+    let first = first.map_or_else(|| options.get("first"), |first| Ok(Some(first)))?.unwrap_or(false);
+    let blank = blank.map_or_else(|| options.get("blank"), |blank| Ok(Some(blank)))?.unwrap_or(false);
+    options.assert_all_used()?;
+    let space = match &width {
+        None => "    ".to_owned(),
+        Some(width) => match width.as_str() {
+            Some(space) => space.to_owned(),
+            None => " ".repeat(usize::try_from(width.clone())?.min(INDENT_SPACES_MAX)),
+        },
+    };
+    let mut output = String::new();
+    for (i, line) in str(text).split('\n').enumerate() {
+        if i > 0 {
+            output.push('\n');
+        }
+        if if i == 0 { first } else { blank || !line.is_empty() } {
+            output.push_str(&space);
+        }
+        output.push_str(line.strip_suffix('\r').unwrap_or(line));
+    }
+    Ok(output)
+}
+
+fn escape(value: &Value) -> String {
+    let mut output = String::new();
+    for c in str(value).chars() {
+        match c {
+            '&' => output.push_str("&amp;"),
+            '<' => output.push_str("&lt;"),
+            '>' => output.push_str("&gt;"),
+            '\'' => output.push_str("&#39;"),
+            '"' => output.push_str("&#34;"),
+            c => output.push(c),
+        }
+    }
+    output
+}
+
 /// Python's `str`.
 pub(super) fn str(value: &Value) -> String {
     match value.kind() {
-        ValueKind::Seq | ValueKind::Map => repr(value, 0),
-        ValueKind::Number => repr(value, 0),
+        ValueKind::Seq | ValueKind::Map | ValueKind::Number => repr(value),
         _ => value.to_string(),
     }
 }
@@ -92,7 +200,12 @@ pub(super) fn str(value: &Value) -> String {
 /// Python's `repr` ends here with dots, for fear of the stack.
 const DEPTH_MAX: usize = 200;
 
-fn repr(value: &Value, depth: usize) -> String {
+/// Python's `repr`.
+fn repr(value: &Value) -> String {
+    repr_within(value, 0)
+}
+
+fn repr_within(value: &Value, depth: usize) -> String {
     if depth > DEPTH_MAX {
         return "...".into();
     }
@@ -104,13 +217,17 @@ fn repr(value: &Value, depth: usize) -> String {
         ValueKind::Undefined => "Undefined".into(),
         ValueKind::Seq => {
             let items: Vec<String> =
-                value.try_iter().into_iter().flatten().map(|item| repr(&item, depth + 1)).collect();
-            format!("[{}]", items.join(", "))
+                value.try_iter().into_iter().flatten().map(|item| repr_within(&item, depth + 1)).collect();
+            match (value.downcast_object_ref::<Tuple>(), &items[..]) {
+                (None, _) => format!("[{}]", items.join(", ")),
+                (Some(_), [item]) => format!("({item},)"),
+                (Some(_), _) => format!("({})", items.join(", ")),
+            }
         }
         ValueKind::Map => {
             let pair = |key: Value| {
                 let item = value.get_item(&key).unwrap_or_default();
-                format!("{}: {}", repr(&key, depth + 1), repr(&item, depth + 1))
+                format!("{}: {}", repr_within(&key, depth + 1), repr_within(&item, depth + 1))
             };
             let items: Vec<String> = value.try_iter().into_iter().flatten().map(pair).collect();
             format!("{{{}}}", items.join(", "))
@@ -176,37 +293,124 @@ fn is_callable(value: &Value) -> bool {
     value.kind() == ValueKind::Plain && !value.is_undefined()
 }
 
-/// Methods of Python's text, lists and maps: those that the compatibility layer lacks or has otherwise, then the layer's.
+/// Methods of Python's text and lists that the compatibility layer lacks or has otherwise, then the layer's.
 fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
-    if let Some(text) = value.as_str()
-        && let Some(result) = str_method(text, name, args)
-    {
-        return result;
+    let own = match value.as_str() {
+        Some(text) => str_method(text, name, args),
+        None if value.kind() == ValueKind::Seq && name == "index" => Some(index(value, args)),
+        None => None,
+    };
+    own.unwrap_or_else(|| pycompat::unknown_method_callback(state, value, name, args))
+}
+
+fn index(list: &Value, args: &[Value]) -> Result<Value, Error> {
+    let (wanted,): (&Value,) = from_args(args)?;
+    match list.try_iter()?.position(|item| item == *wanted) {
+        Some(at) => Ok(Value::from(at)),
+        None => Err(Error::new(ErrorKind::InvalidOperation, "the value is not in the list")),
     }
-    pycompat::unknown_method_callback(state, value, name, args)
 }
 
 fn str_method(text: &str, name: &str, args: &[Value]) -> Option<Result<Value, Error>> {
-    fn affix(args: &[Value]) -> Result<&str, Error> {
-        from_args::<(&str,)>(args).map(|(affix,)| affix)
-    }
+    let one = || from_args::<(&str,)>(args).map(|(only,)| only);
+    let none = || from_args::<()>(args);
     let result = match name {
-        "removeprefix" => affix(args).map(|prefix| Value::from(text.strip_prefix(prefix).unwrap_or(text))),
-        "removesuffix" => affix(args).map(|suffix| Value::from(text.strip_suffix(suffix).unwrap_or(text))),
-        "partition" => affix(args).map(|separator| match text.split_once(separator) {
+        "removeprefix" => one().map(|prefix| Value::from(text.strip_prefix(prefix).unwrap_or(text))),
+        "removesuffix" => one().map(|suffix| Value::from(text.strip_suffix(suffix).unwrap_or(text))),
+        "partition" => one().map(|separator| match text.split_once(separator) {
             Some((before, after)) => three([before, separator, after]),
             None => three([text, "", ""]),
         }),
-        "rpartition" => affix(args).map(|separator| match text.rsplit_once(separator) {
+        "rpartition" => one().map(|separator| match text.rsplit_once(separator) {
             Some((before, after)) => three([before, separator, after]),
             None => three(["", "", text]),
         }),
-        "casefold" => from_args::<()>(args).map(|()| Value::from(text.to_lowercase())),
+        "rsplit" => rsplit(text, args),
+        "index" | "rindex" => one().and_then(|part| {
+            let found = if name == "index" { text.find(part) } else { text.rfind(part) };
+            let missing = || Error::new(ErrorKind::InvalidOperation, "the text is not found");
+            found.map(|at| Value::from(text[..at].chars().count())).ok_or_else(missing)
+        }),
+        "zfill" => from_args::<(usize,)>(args).map(|(width,)| {
+            let (sign, digits) = text.split_at(usize::from(text.starts_with(['+', '-'])));
+            let zeros = width.min(PADDING_MAX).saturating_sub(text.chars().count());
+            Value::from(format!("{sign}{}{digits}", "0".repeat(zeros)))
+        }),
+        "ljust" | "rjust" | "center" => pad(text, name, args),
+        "swapcase" => none().map(|()| Value::from(swap_case(text))),
+        "casefold" => none().map(|()| Value::from(text.to_lowercase())),
+        "title" => none().map(|()| Value::from(title(text))),
         _ => return None,
     };
     Some(result)
 }
 
+/// A text is padded to no more than this many characters.
+const PADDING_MAX: usize = 10_000;
+
+fn pad(text: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
+    let (width, fill): (usize, Option<&str>) = from_args(args)?;
+    let fill = fill.unwrap_or(" ");
+    let width = width.min(PADDING_MAX);
+    let missing = width.saturating_sub(text.chars().count());
+    let before = match name {
+        "ljust" => 0,
+        "rjust" => missing,
+        // Python puts the odd one in front where the width is odd.
+        _ => missing / 2 + (missing & width & 1),
+    };
+    Ok(Value::from(format!("{}{text}{}", fill.repeat(before), fill.repeat(missing - before))))
+}
+
+fn rsplit(text: &str, args: &[Value]) -> Result<Value, Error> {
+    let (separator, splits): (Option<&str>, Option<i64>) = from_args(args)?;
+    let splits = splits.and_then(|splits| usize::try_from(splits).ok()).unwrap_or(usize::MAX - 1);
+    let mut parts: Vec<&str> = match separator {
+        Some("") => return Err(Error::new(ErrorKind::InvalidOperation, "the separator is empty")),
+        Some(separator) => text.rsplitn(splits + 1, separator).collect(),
+        None => rsplit_space(text, splits),
+    };
+    parts.reverse();
+    Ok(parts.into_iter().map(Value::from).collect())
+}
+
+fn rsplit_space(text: &str, splits: usize) -> Vec<&str> {
+    let mut parts = Vec::new();
+    let mut rest = text.trim_end();
+    while !rest.is_empty() {
+        let start = rest.trim_end_matches(|c: char| !c.is_whitespace()).len();
+        if parts.len() == splits || start == 0 {
+            parts.push(rest.trim_start());
+            break;
+        }
+        parts.push(&rest[start..]);
+        rest = rest[..start].trim_end();
+    }
+    parts.retain(|part| !part.is_empty());
+    parts
+}
+
+fn swap_case(text: &str) -> String {
+    let swap =
+        |c: char| if c.is_uppercase() { c.to_lowercase().to_string() } else { c.to_uppercase().to_string() };
+    text.chars().map(swap).collect()
+}
+
+/// A capital after everything that is no letter, apostrophes too.
+fn title(text: &str) -> String {
+    let mut output = String::with_capacity(text.len());
+    let mut within = false;
+    for c in text.chars() {
+        if within {
+            output.extend(c.to_lowercase());
+        } else {
+            output.extend(c.to_uppercase());
+        }
+        within = c.is_alphabetic();
+    }
+    output
+}
+
 fn three(parts: [&str; 3]) -> Value {
-    parts.into_iter().map(Value::from).collect()
+    Value::from(Tuple::from(parts.map(Value::from)))
 }

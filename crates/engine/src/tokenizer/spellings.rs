@@ -107,8 +107,14 @@ impl Spellings {
 /// but for the few places where a token could reach across.
 #[derive(Debug)]
 pub(super) struct WordStarts {
-    /// What stands before and after the cut inside a token that has `▁` within.
-    bridges: Vec<(Box<[u8]>, Box<[u8]>)>,
+    bridges: Vec<Bridge>,
+}
+
+/// A token with `▁` within: what of it stands before and after the cut.
+#[derive(Debug)]
+struct Bridge {
+    before: Box<[u8]>,
+    after: Box<[u8]>,
 }
 
 /// Vocabularies with more tokens across words than this merge whole texts.
@@ -126,7 +132,7 @@ impl WordStarts {
             while let Some(rest) = spelling.get(at..).filter(|rest| !rest.is_empty()) {
                 let marked = rest.starts_with(mark);
                 if marked && !after_mark {
-                    bridges.push((spelling[..at].into(), rest.into()));
+                    bridges.push(Bridge { before: spelling[..at].into(), after: rest.into() });
                 }
                 after_mark = marked;
                 at += if marked { mark.len() } else { 1 };
@@ -146,8 +152,8 @@ impl WordStarts {
         while let Some(found) = text[from..].find(WORD_START) {
             let cut = from + found;
             from = cut + WORD_START.len();
-            let bridged = |(before, after): &(Box<[u8]>, Box<[u8]>)| {
-                bytes[..cut].ends_with(before) && bytes[cut..].starts_with(after)
+            let bridged = |bridge: &Bridge| {
+                bytes[..cut].ends_with(&bridge.before) && bytes[cut..].starts_with(&bridge.after)
             };
             if cut > start
                 && !bytes[..cut].ends_with(WORD_START.as_bytes())

@@ -13,7 +13,8 @@ pub(super) struct Spm {
     unknown: Option<TokenId>,
     /// A text begins with a space, and so does what follows a special token.
     pub space_prefix: bool,
-    word_starts: Option<WordStarts>,
+    /// Where texts may be cut before merging; without, they are merged whole.
+    pub word_starts: Option<WordStarts>,
 }
 
 impl Spm {

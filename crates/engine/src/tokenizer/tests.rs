@@ -357,6 +357,18 @@ proptest! {
         }
     }
 
+    /// Tokens that reach across words keep texts whole just there.
+    #[test]
+    fn merging_word_by_word_changes_nothing(text in "[ ab]{0,60}") {
+        let mut tokens = vec![("▁", -9.0, 1), ("a", -8.0, 1), ("b", -8.5, 1), ("ab", -2.0, 1), ("▁a", -3.0, 1)];
+        tokens.extend([("a▁", -1.0, 1), ("a▁b", -0.5, 1), ("▁▁", -2.5, 1), ("b▁▁a", -0.1, 1), ("▁▁a", -1.5, 1)]);
+        let mut tokenizer = spm(&tokens, true);
+        let by_words = tokenizer.encode(&text, PLAIN);
+        let Model::Spm(model) = &mut tokenizer.model else { panic!("an SPM vocabulary") };
+        prop_assert!(model.word_starts.take().is_some());
+        prop_assert_eq!(by_words, tokenizer.encode(&text, PLAIN));
+    }
+
     #[test]
     fn nothing_panics(text in ".*", ids in proptest::collection::vec(any::<u32>(), 0..40)) {
         for tokenizer in [letters("llama-bpe"), tiny_spm(true), wordpiece()] {

@@ -164,7 +164,8 @@ pub(super) fn build(vocabulary: &Vocabulary<'_>) -> Result<Tokenizer, TokenizerE
             if vocabulary.merges.is_empty() {
                 return Err(TokenizerError::Missing { key: MERGES });
             }
-            add_bos = vocabulary.add_bos.unwrap_or(pre.add_bos);
+            // Gemma 4 needs BOS; files that deny it were made by a faulty converter.
+            add_bos = vocabulary.add_bos.unwrap_or(pre.add_bos) || name == "gemma4";
             Model::Bpe(Bpe::new(pre, vocabulary.merges.iter(), &mut spellings)?)
         }
         "bert" => {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 mod allocations;
 mod gguf_files;
 mod gguf_mutations;
+mod template_conformance;
 mod tokenizer_conformance;
 
 /// The folder of shared reference data, or a printed line saying that `test` is skipped without it.

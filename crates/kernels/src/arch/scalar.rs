@@ -55,7 +55,7 @@ unsafe fn integer_tile<const T: usize>(args: &TileArgs, layout: Layout) {
         };
         let mut acc = [[0f32; STRIP]; T];
         for (g, record) in panel.chunks_exact(RECORD * T).enumerate() {
-            let weights = layout::unpack_group(layout, Bytes::Signed, strip, args.cols, g);
+            let weights = layout::unpack_group(layout, Bytes::Signed, strip, g);
             let float = |field: usize, t: usize| {
                 let at = T * GROUP + (field * T + t) * 4;
                 f32::from_le_bytes(record[at..at + 4].try_into().expect("4 bytes"))

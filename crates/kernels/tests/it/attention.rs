@@ -79,16 +79,18 @@ fn exact(case: &Case) -> Vec<Vec<f64>> {
 
 #[test]
 fn attention_matches_double_precision() {
+    let cases = [
+        Case { heads: 2, group: 4, dim: 64, tokens: 200 },
+        Case { heads: 1, group: 7, dim: 16, tokens: 30 },
+        Case { heads: 4, group: 1, dim: 8, tokens: 140 },
+        Case { heads: 1, group: 16, dim: 80, tokens: 20 },
+        Case { heads: 1, group: 2, dim: 16, tokens: 700 },
+    ];
+    let cases = cases.map(|case| (exact(&case), case));
     for_each_isa("attention_matches_double_precision", |context| {
-        for case in [
-            Case { heads: 2, group: 4, dim: 64, tokens: 200 },
-            Case { heads: 1, group: 7, dim: 16, tokens: 30 },
-            Case { heads: 4, group: 1, dim: 8, tokens: 140 },
-            Case { heads: 1, group: 16, dim: 80, tokens: 20 },
-            Case { heads: 1, group: 2, dim: 16, tokens: 700 },
-        ] {
-            let got = run(context, &case, &[case.tokens], &[3, 1, 4, 0, 5, 9, 2]);
-            for (t, (got, want)) in got.iter().zip(exact(&case)).enumerate() {
+        for (exact, case) in &cases {
+            let got = run(context, case, &[case.tokens], &[3, 1, 4, 0, 5, 9, 2]);
+            for (t, (got, want)) in got.iter().zip(exact).enumerate() {
                 for (got, want) in got.iter().zip(want) {
                     assert!((f64::from(*got) - want).abs() < 2e-5, "token {t}: {got} {want}");
                 }

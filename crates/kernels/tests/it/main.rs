@@ -8,6 +8,7 @@ use kernels::format::Format;
 use kernels::{Context, Isa, Pool};
 
 /// Runs a test once per supported instruction set and thread count, and says so.
+#[allow(clippy::print_stdout, reason = "a test says what it ran on")]
 fn for_each_isa(test: &str, f: impl Fn(Context<'_>)) {
     let mut ran = Vec::new();
     for isa in Isa::ALL {
@@ -39,10 +40,15 @@ impl Random {
 
 /// Rows of random blocks whose scales are sane.
 fn random_rows(format: Format, rows: usize, cols: usize, seed: u64) -> Vec<u8> {
+    rows_of(format, rows, cols, seed, |random| (random.next() >> 32) as u8)
+}
+
+/// Rows of blocks whose scales are random and sane and whose other bytes come from `byte`.
+fn rows_of(format: Format, rows: usize, cols: usize, seed: u64, byte: impl Fn(&mut Random) -> u8) -> Vec<u8> {
     let mut random = Random(seed | 1);
     let mut bytes = vec![0; rows * format.row_bytes(cols).expect("whole blocks")];
     for block in bytes.chunks_exact_mut(format.block_bytes()) {
-        block.fill_with(|| (random.next() >> 32) as u8);
+        block.fill_with(|| byte(&mut random));
         let half = |random: &mut Random| half::f16::from_f32(random.signed() * 0.1).to_le_bytes();
         let halves: &[usize] = match format {
             Format::F32 => {

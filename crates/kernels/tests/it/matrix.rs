@@ -1,4 +1,4 @@
-use crate::{Random, for_each_isa, random_rows};
+use crate::{Random, for_each_isa, random_rows, rows_of};
 use kernels::format::Format;
 use kernels::layout::{self, Bytes, Layout};
 use kernels::matrix::Shape;
@@ -18,55 +18,98 @@ fn exact_row(cols: usize, random: &mut Random) -> Vec<f32> {
     row
 }
 
-fn check_multiply(context: Context<'_>, format: Format, rows: usize, cols: usize, tokens: usize) {
-    let what = format!("{} {rows} x {cols}, {tokens} tokens on {:?}", format.name(), context.table);
-    let seed = (rows * 7919 + cols * 31 + tokens) as u64;
-    let source = random_rows(format, rows, cols, seed);
-    let shape = Shape { format, rows, cols };
-    let matrix = Matrix::packed(shape, context.table.isa, context.pool, &source);
-    let mut random = Random(seed | 1);
-    let x: Vec<_> = (0..tokens).map(|_| exact_row(cols, &mut random)).collect();
-    let mut activations = Activations::default();
-    activations.reset(tokens, cols, kinds_for([&matrix]));
-    for (t, x) in x.iter().enumerate() {
-        activations.write(context.table, t, x);
-    }
-    let mut out = Rows::new(tokens, rows);
-    multiply(context, &activations, &mut [Product::new(&matrix, &mut out)]);
-    let mut twice = out.clone();
-    multiply(context, &activations, &mut [Product { matrix: &matrix, out: &mut twice, add: true }]);
+/// A product and what it comes to in double precision, computed once for every instruction set.
+struct Case {
+    shape: Shape,
+    source: Vec<u8>,
+    x: Vec<Vec<f32>>,
+    exact: Vec<Vec<f64>>,
+}
 
-    let row_bytes = format.row_bytes(cols).expect("whole blocks");
-    let mut weights = vec![0.0; cols];
-    let (mut error, mut power) = (0f64, 0f64);
-    for r in 0..rows {
-        format.dequantize_row(&source[r * row_bytes..][..row_bytes], &mut weights);
-        for (t, x) in x.iter().enumerate() {
-            let exact: f64 = weights.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum();
-            let got = out.row(t)[r];
-            error += (f64::from(got) - exact).powi(2);
-            power += exact.powi(2);
-            assert!((twice.row(t)[r] - 2.0 * got).abs() <= got.abs() * 1e-6, "{what}: adding");
-        }
+impl Case {
+    fn new(shape: Shape, source: Vec<u8>, x: Vec<Vec<f32>>) -> Case {
+        let row_bytes = shape.format.row_bytes(shape.cols).expect("whole blocks");
+        let mut weights = vec![0.0; shape.cols];
+        let exact = |row: &[u8]| {
+            shape.format.dequantize_row(row, &mut weights);
+            let dot = |x: &Vec<f32>| weights.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum();
+            x.iter().map(dot).collect()
+        };
+        let exact = source.chunks_exact(row_bytes).map(exact).collect();
+        Case { shape, source, x, exact }
     }
-    assert!(error <= power * 1e-11, "{what}: normalised error {:e}", error / power);
+
+    fn random(format: Format, rows: usize, cols: usize, tokens: usize) -> Case {
+        let seed = (rows * 7919 + cols * 31 + tokens) as u64;
+        let mut random = Random(seed | 1);
+        let x = (0..tokens).map(|_| exact_row(cols, &mut random)).collect();
+        Case::new(Shape { format, rows, cols }, random_rows(format, rows, cols, seed), x)
+    }
+
+    fn check(&self, context: Context<'_>) {
+        let Shape { format, rows, cols } = self.shape;
+        let tokens = self.x.len();
+        let what = format!("{} {rows} x {cols}, {tokens} tokens on {:?}", format.name(), context.table);
+        let matrix = Matrix::packed(self.shape, context.table.isa, context.pool, &self.source);
+        let mut activations = Activations::default();
+        activations.reset(tokens, cols, kinds_for([&matrix]));
+        for (t, x) in self.x.iter().enumerate() {
+            activations.write(context.table, t, x);
+        }
+        let mut out = Rows::new(tokens, rows);
+        multiply(context, &activations, &mut [Product::new(&matrix, &mut out)]);
+        let mut twice = out.clone();
+        multiply(context, &activations, &mut [Product { matrix: &matrix, out: &mut twice, add: true }]);
+
+        let (mut error, mut power) = (0f64, 0f64);
+        for (r, exact) in self.exact.iter().enumerate() {
+            for (t, exact) in exact.iter().enumerate() {
+                let got = out.row(t)[r];
+                error += (f64::from(got) - exact).powi(2);
+                power += exact.powi(2);
+                assert!((twice.row(t)[r] - 2.0 * got).abs() <= got.abs() * 1e-6, "{what}: adding");
+            }
+        }
+        assert!(error <= power * 1e-11, "{what}: normalised error {:e}", error / power);
+    }
 }
 
 #[test]
 fn products_match_double_precision() {
-    for_each_isa("products_match_double_precision", |context| {
-        for format in Format::ALL {
-            let unit = format.block_len().max(32);
-            for (rows, cols) in [(16, unit), (40, 3 * unit), (129, 2 * unit)] {
-                for tokens in [1, 2, 3, 4, 7, 12, 15, 27] {
-                    check_multiply(context, format, rows, cols, tokens);
-                }
+    let mut cases = Vec::new();
+    for format in Format::ALL {
+        let unit = format.block_len().max(32);
+        for (rows, cols) in [(16, unit), (40, 3 * unit), (129, 2 * unit)] {
+            for tokens in [1, 2, 3, 4, 7, 12, 15, 27] {
+                cases.push(Case::random(format, rows, cols, tokens));
             }
         }
-        for cols in [1, 7, 100] {
-            check_multiply(context, Format::F16, 33, cols, 5);
-            check_multiply(context, Format::F32, 5, cols, 13);
+    }
+    for cols in [1, 7, 100] {
+        cases.push(Case::random(Format::F16, 33, cols, 5));
+        cases.push(Case::random(Format::F32, 5, cols, 13));
+    }
+    for_each_isa("products_match_double_precision", |context| {
+        cases.iter().for_each(|case| case.check(context));
+    });
+}
+
+#[test]
+fn the_largest_products_fit_their_sums() {
+    let mut cases = Vec::new();
+    for format in Format::ALL {
+        let shape = Shape { format, rows: 16, cols: format.block_len().max(32) };
+        // Bytes whose nibbles, bits and signs are all the same, times activations at either end.
+        for byte in [0x00, 0x7f, 0x80, 0xff] {
+            let source = rows_of(format, shape.rows, shape.cols, 21, |_| byte);
+            for tokens in [1, 2, 4, 8, 12] {
+                let x = |t: usize| vec![if t.is_multiple_of(2) { 127.0 } else { -127.0 }; shape.cols];
+                cases.push(Case::new(shape, source.clone(), (0..tokens).map(x).collect()));
+            }
         }
+    }
+    for_each_isa("the_largest_products_fit_their_sums", |context| {
+        cases.iter().for_each(|case| case.check(context));
     });
 }
 
@@ -146,7 +189,7 @@ fn packing_loses_nothing() {
                     (0..cols).map(|c| layout::float_weight(layout, &strip, r, c)).collect()
                 } else {
                     let value = |c: usize| {
-                        let group = &layout::unpack_group(layout, bytes, &strip, cols, c / 32)[r];
+                        let group = &layout::unpack_group(layout, bytes, &strip, c / 32)[r];
                         let half = c % 32 / 16;
                         group.scale[half] * f32::from(group.q[c % 32]) - group.min[half]
                     };

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use crate::fake::{Fake, Script};
 
 /// How long anything may take before a test fails instead of hanging.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Awaits `future`, which must not hang.
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {

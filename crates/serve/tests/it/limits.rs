@@ -57,6 +57,30 @@ async fn a_head_that_does_not_end() {
 }
 
 #[tokio::test]
+async fn a_head_that_is_too_long() {
+    let running = start(Script::default()).await;
+    let long = "x".repeat(300_000);
+    let response = running.connect().await.send("GET", "/health", &[("x", &long)], b"").await;
+    assert_eq!(response.status, 431);
+}
+
+#[tokio::test]
+async fn large_bodies_wait_for_each_other_and_small_ones_do_not() {
+    let mut config = config();
+    config.bodies_bytes_max = 100_000;
+    config.body_time_max = Duration::from_millis(200);
+    let running = start_with(Script::default(), config).await;
+    let large = json!({"content": "x".repeat(90_000)}).to_string();
+    let mut slow = running.connect().await;
+    slow.write("POST", "/tokenize", &[("content-length", "90000")], b"{").await;
+    assert_eq!(running.post("/tokenize", json!({"content": "x"})).await.status, 200);
+    let mut waits = running.connect().await;
+    let answer = waits.post("/tokenize", large.as_bytes()).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(slow.head().await.status, 408);
+}
+
+#[tokio::test]
 async fn more_connections_than_allowed() {
     let mut config = config();
     config.connections.connections_max = 2;

@@ -8,6 +8,7 @@ mod fake;
 mod leaving;
 mod limits;
 mod mutations;
+mod real;
 mod refusals;
 mod status;
 mod streaming;

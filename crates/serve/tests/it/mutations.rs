@@ -173,6 +173,16 @@ fn large_bodies_stay_within_bounds() {
         "{{\"messages\":[{{\"role\":\"user\",\"content\":[{{\"type\":\"text\",\"text\":\"{long}\"}}]}}]}}"
     );
     assert_eq!(read(parts.as_bytes(), &limits), 1);
+    let values = |unit: &str| format!("[{}0]", unit.repeat(30_000));
+    for unit in ["{\"a\":1},", "[[]],", "\"\",1,"] {
+        let list = values(unit);
+        let body = format!(
+            "{{\"messages\":[{{\"role\":\"user\",\"content\":\"x\",\"y\":{list}}}],\
+             \"tools\":[{{\"type\":\"function\",\"function\":{{\"name\":\"f\"}},\"y\":{list}}}],\
+             \"chat_template_kwargs\":{{\"y\":{list}}}}}"
+        );
+        assert_eq!(read(body.as_bytes(), &limits), 1);
+    }
     let tokens = "7,".repeat(200_000);
     assert_eq!(read(format!("{{\"prompt\":[{tokens}7]}}").as_bytes(), &limits), 1);
 }

@@ -21,6 +21,9 @@ async fn health_while_the_model_comes() {
     assert_eq!(running.get("/v1/models").await.status, 503);
     assert_eq!(running.get("/metrics").await.status, 200);
 
+    running.server.loading(0.25);
+    assert_eq!(running.get("/health").await.json()["progress"], 0.25);
+
     running.server.failed("not a GGUF file");
     let failed = running.get("/health").await;
     assert_eq!((failed.status, &failed.json()["status"]), (503, &json!("failed")));
@@ -79,11 +82,17 @@ fn samples(page: &str) -> HashMap<String, f64> {
 #[tokio::test]
 async fn metrics_count_what_happened() {
     let running = start(Script::default()).await;
-    for body in [json!({"prompt": "x"}), json!({"prompt": "x", "max_tokens": 2}), json!({"prompt": "[fail]"})]
-    {
+    for body in [
+        json!({"prompt": "x"}),
+        json!({"prompt": "x", "max_tokens": 2}),
+        json!({"prompt": "[fail]"}),
+        json!({"prompt": "[vanish]"}),
+    ] {
         running.post("/v1/completions", body).await;
     }
     running.post("/v1/completions", json!({})).await;
+    // What the engine refuses is no generation that ended.
+    running.post("/v1/completions", json!({"prompt": "x".repeat(600)})).await;
     let response = running.get("/metrics").await;
     assert_eq!(response.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
     let samples = samples(response.text());
@@ -91,20 +100,21 @@ async fn metrics_count_what_happened() {
         ("dunlin_requests_total{finished_reason=\"stop\"}", 1.0),
         ("dunlin_requests_total{finished_reason=\"length\"}", 1.0),
         ("dunlin_requests_total{finished_reason=\"cancelled\"}", 0.0),
-        ("dunlin_requests_total{finished_reason=\"error\"}", 1.0),
+        ("dunlin_requests_total{finished_reason=\"error\"}", 2.0),
         ("dunlin_refusals_total{code=\"invalid_value\"}", 1.0),
-        ("dunlin_refusals_total{code=\"generation_failed\"}", 1.0),
-        ("dunlin_time_to_first_token_seconds_count", 3.0),
-        ("dunlin_time_to_first_token_seconds_bucket{le=\"+Inf\"}", 3.0),
-        ("dunlin_time_to_first_token_seconds_bucket{le=\"160\"}", 3.0),
-        // Four gaps in five tokens, one in two, one in the two before the failure.
-        ("dunlin_inter_token_latency_seconds_count", 6.0),
+        ("dunlin_refusals_total{code=\"context_length_exceeded\"}", 1.0),
+        ("dunlin_refusals_total{code=\"generation_failed\"}", 2.0),
+        ("dunlin_time_to_first_token_seconds_count", 4.0),
+        ("dunlin_time_to_first_token_seconds_bucket{le=\"+Inf\"}", 4.0),
+        ("dunlin_time_to_first_token_seconds_bucket{le=\"160\"}", 4.0),
+        // Four gaps in five tokens, one in two, one in the two before each failure.
+        ("dunlin_inter_token_latency_seconds_count", 7.0),
         ("dunlin_time_per_output_token_seconds_count", 3.0),
         ("dunlin_request_duration_seconds_count", 3.0),
         ("dunlin_request_queue_seconds_count", 3.0),
         ("dunlin_request_prefill_seconds_count", 3.0),
         ("dunlin_request_decode_seconds_count", 3.0),
-        ("dunlin_prompt_tokens_total", 11.0),
+        ("dunlin_prompt_tokens_total", 20.0),
         ("dunlin_requests_running", 0.0),
         ("dunlin_requests_waiting", 0.0),
         ("dunlin_kv_cache_usage_ratio", 0.0),

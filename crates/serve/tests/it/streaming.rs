@@ -74,17 +74,23 @@ async fn a_text_in_chunks() {
 
 #[tokio::test]
 async fn choices_are_interleaved() {
-    let chunks =
-        stream("/v1/chat/completions", json!({"messages": [{"role": "user", "content": "ask"}], "n": 2}))
-            .await;
-    for index in 0..2 {
-        let of: Vec<_> = chunks.iter().filter(|chunk| chunk["choices"][0]["index"] == index).collect();
-        assert_eq!(of.len(), 4);
-        assert_eq!(of[0]["choices"][0]["delta"]["role"], "assistant");
-        assert_eq!(of[3]["choices"][0]["finish_reason"], "stop");
-    }
+    let replies = &[("", "yes sir")];
+    let running = start(Script { pace: Pace::ByHand, replies, ..Script::default() }).await;
+    let body = json!({"messages": [{"role": "user", "content": "ask"}], "n": 2, "stream": true});
+    let mut events = Events::open(&running, "/v1/chat/completions", body).await;
+    // Two words, and the end.
+    (0..3).for_each(|_| running.fake.step());
+    let mut events = events.rest().await;
+    assert_eq!(events.pop().as_deref(), Some("[DONE]"));
+    let chunks: Vec<Value> = events.iter().map(|event| serde_json::from_str(event).unwrap()).collect();
     let order: Vec<_> = chunks.iter().map(|chunk| chunk["choices"][0]["index"].as_u64().unwrap()).collect();
-    assert_ne!(order, [0, 0, 0, 0, 1, 1, 1, 1]);
+    assert_eq!(order, [0, 0, 1, 1, 0, 1, 0, 1], "role and word of each, word of each, end of each");
+    for chunk in [0, 2] {
+        assert_eq!(chunks[chunk]["choices"][0]["delta"]["role"], "assistant");
+    }
+    for chunk in [6, 7] {
+        assert_eq!(chunks[chunk]["choices"][0]["finish_reason"], "stop");
+    }
 }
 
 #[tokio::test]

@@ -19,29 +19,48 @@ enum Sdot {}
 
 impl Dot for Sdot {
     #[inline(always)]
-    unsafe fn dot<C: Cells, const U: usize, const Q: usize, const N: usize>(
+    unsafe fn dot<C: Cells, const U: usize, const Q: usize, const FIRST: usize, const N: usize>(
         cells: *const u8,
-        cell: usize,
         quad: usize,
         x: *const i8,
         start: [int32x4_t; U],
     ) -> [[int32x4_t; Q]; U] {
         let mut dots = start.map(|start| [start; Q]);
-        for cell in (cell..cell + N).step_by(4) {
-            // SAFETY: the trait's contract; 4 cells meet 16 activations of each token.
-            unsafe {
-                let x: [int8x16_t; U] = std::array::from_fn(|t| vld1q_s8(x.add(t * 32 + cell * 4)));
-                one_cell::<C, U, Q, 0>(cells, cell, quad, &x, &mut dots);
-                one_cell::<C, U, Q, 1>(cells, cell, quad, &x, &mut dots);
-                one_cell::<C, U, Q, 2>(cells, cell, quad, &x, &mut dots);
-                one_cell::<C, U, Q, 3>(cells, cell, quad, &x, &mut dots);
+        // SAFETY: the same contract.
+        unsafe {
+            if FIRST == 0 {
+                four_cells::<C, U, Q, 0>(cells, quad, x, &mut dots);
+            }
+            if FIRST + N == 8 {
+                four_cells::<C, U, Q, 4>(cells, quad, x, &mut dots);
             }
         }
         dots
     }
 }
 
-/// Adds cell `cell + LANE` times quarter `LANE` of every token's activations.
+/// Adds cells `FIRST .. FIRST + 4` times 16 activations of each token.
+///
+/// # Safety
+/// The contract of [`Dot::dot`].
+#[inline(always)]
+unsafe fn four_cells<C: Cells, const U: usize, const Q: usize, const FIRST: usize>(
+    cells: *const u8,
+    quad: usize,
+    x: *const i8,
+    dots: &mut [[int32x4_t; Q]; U],
+) {
+    // SAFETY: the same contract.
+    unsafe {
+        let x: [int8x16_t; U] = std::array::from_fn(|t| vld1q_s8(x.add(t * 32 + FIRST * 4)));
+        one_cell::<C, U, Q, 0>(cells, FIRST, quad, &x, dots);
+        one_cell::<C, U, Q, 1>(cells, FIRST + 1, quad, &x, dots);
+        one_cell::<C, U, Q, 2>(cells, FIRST + 2, quad, &x, dots);
+        one_cell::<C, U, Q, 3>(cells, FIRST + 3, quad, &x, dots);
+    }
+}
+
+/// Adds a cell times quarter `LANE` of every token's 16 activations.
 ///
 /// # Safety
 /// The contract of [`Dot::dot`].
@@ -56,7 +75,7 @@ unsafe fn one_cell<C: Cells, const U: usize, const Q: usize, const LANE: usize>(
     for q in 0..Q {
         // SAFETY: the same contract.
         unsafe {
-            let weights = C::load(cells, cell + LANE, quad + q);
+            let weights = C::load(cells, cell, quad + q);
             for t in 0..U {
                 dots[t][q] = sdot::<LANE>(dots[t][q], weights, x[t]);
             }

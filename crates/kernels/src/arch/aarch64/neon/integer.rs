@@ -6,17 +6,18 @@ use crate::isa::TileArgs;
 use crate::layout::STRIP;
 use crate::panel::RECORD;
 use std::arch::aarch64::*;
+use std::arch::asm;
 
 /// How an instruction set multiplies cells.
 pub(in crate::arch::aarch64) trait Dot {
-    /// `N` cells from `cell` on, rows `4 * quad ..` in `Q` registers, times `U` tokens' columns, added to `start`.
+    /// `N` cells from `FIRST` on, rows `4 * quad ..` in `Q` registers, times `U` tokens' columns, added to `start`. `FIRST`
+    /// is 0 or 4 and `N` 4 or 8; constants, or the compiler rolls halves that are unpacked differently into one loop.
     ///
     /// # Safety
-    /// `cells` points at a group's cells as `C` reads them and `x` at `U` x 32 activations; `cell` and `N` are 0 or 4 and
-    /// 4 or 8, `cell + N <= 8`; `quad + Q <= 4`; the caller has the features.
-    unsafe fn dot<C: Cells, const U: usize, const Q: usize, const N: usize>(
+    /// `cells` points at a group's cells as `C` reads them and `x` at `U` x 32 activations; `FIRST + N <= 8`;
+    /// `quad + Q <= 4`; the caller has the features.
+    unsafe fn dot<C: Cells, const U: usize, const Q: usize, const FIRST: usize, const N: usize>(
         cells: *const u8,
-        cell: usize,
         quad: usize,
         x: *const i8,
         start: [int32x4_t; U],
@@ -36,61 +37,121 @@ enum Smlal {}
 
 impl Dot for Smlal {
     #[inline(always)]
-    unsafe fn dot<C: Cells, const U: usize, const Q: usize, const N: usize>(
+    unsafe fn dot<C: Cells, const U: usize, const Q: usize, const FIRST: usize, const N: usize>(
         cells: *const u8,
-        cell: usize,
         quad: usize,
         x: *const i8,
         start: [int32x4_t; U],
     ) -> [[int32x4_t; Q]; U] {
         let mut dots = start.map(|start| [start; Q]);
+        // SAFETY: the same contract.
+        let weights: [[int8x16_t; N]; Q] =
+            unsafe { std::array::from_fn(|q| std::array::from_fn(|i| C::load(cells, FIRST + i, quad + q))) };
         for (t, dots) in dots.iter_mut().enumerate() {
-            for (q, dot) in dots.iter_mut().enumerate() {
+            // SAFETY: the same contract.
+            let x: [int8x16_t; N] =
+                unsafe { std::array::from_fn(|i| four_columns(x.add(t * 32 + (FIRST + i) * 4))) };
+            for (dot, weights) in dots.iter_mut().zip(&weights) {
                 // SAFETY: the same contract.
-                unsafe {
-                    let x = x.add(t * 32);
-                    let [low, high] = short_sums::<C, N>(cells, cell, quad + q, x);
-                    let (mut low, mut high) = (vpaddlq_s16(low), vpaddlq_s16(high));
-                    for cell in (cell + C::SUMS..cell + N).step_by(C::SUMS) {
-                        let short = short_sums::<C, N>(cells, cell, quad + q, x);
-                        low = vpadalq_s16(low, short[0]);
-                        high = vpadalq_s16(high, short[1]);
-                    }
-                    *dot = vaddq_s32(*dot, vpaddq_s32(low, high));
-                }
+                unsafe { *dot = vaddq_s32(*dot, products::<C, N>(weights, &x)) };
             }
         }
         dots
     }
 }
 
-/// Products of as many cells as fit 16 bits, at most `N`, from `first` on: rows 0 and 1 of a quad, then rows 2 and 3, each
-/// with the columns of one parity in even lanes and of the other in odd ones.
+/// Sums of 4 rows over `N` cells.
 ///
 /// # Safety
-/// As [`Dot::dot`], for one token.
+/// The weights are in the range of `C`; the caller has NEON.
 #[inline(always)]
-unsafe fn short_sums<C: Cells, const N: usize>(
-    cells: *const u8,
-    first: usize,
-    quad: usize,
-    x: *const i8,
-) -> [int16x8_t; 2] {
-    // SAFETY: the same contract.
+unsafe fn products<C: Cells, const N: usize>(weights: &[int8x16_t; N], x: &[int8x16_t; N]) -> int32x4_t {
+    // SAFETY: register arithmetic; the caller has the feature.
     unsafe {
-        let operands = |cell: usize| {
-            let x = x.add(cell * 4).cast::<i32>().read_unaligned();
-            (C::load(cells, cell, quad), vreinterpretq_s8_s32(vdupq_n_s32(x)))
-        };
-        let (w, x) = operands(first);
-        let mut sums = [vmull_s8(vget_low_s8(w), vget_low_s8(x)), vmull_high_s8(w, x)];
-        for cell in first + 1..first + C::SUMS.min(N) {
-            let (w, x) = operands(cell);
-            sums[0] = vmlal_s8(sums[0], vget_low_s8(w), vget_low_s8(x));
-            sums[1] = vmlal_high_s8(sums[1], w, x);
+        let mut sums = [vdupq_n_s32(0); 2];
+        for first in (0..N).step_by(C::SUMS) {
+            let mut short = multiply(weights[first], x[first]);
+            for i in first + 1..N.min(first + C::SUMS) {
+                multiply_add(&mut short, weights[i], x[i]);
+            }
+            sums = match first {
+                0 => short.map(|short| vpaddlq_s16(short)),
+                _ => [vpadalq_s16(sums[0], short[0]), vpadalq_s16(sums[1], short[1])],
+            };
         }
-        sums
+        add_pairs(sums)
     }
+}
+
+/// 4 activations, repeated for 4 rows.
+///
+/// # Safety
+/// 4 bytes are readable at `x`; the caller has NEON.
+#[inline(always)]
+unsafe fn four_columns(x: *const i8) -> int8x16_t {
+    // SAFETY: the caller's contract.
+    unsafe { vreinterpretq_s8_s32(vdupq_n_s32(x.cast::<i32>().read_unaligned())) }
+}
+
+// The intrinsics of what follows are transparent to the compiler, which finds "better" ways: it zero-extends nibbles to
+// multiply them in 16 bits, moves the upper halves of weights to registers of their own, and takes pairs apart.
+
+/// Products of rows 0 and 1, then of rows 2 and 3.
+///
+/// # Safety
+/// The caller has NEON.
+#[inline(always)]
+unsafe fn multiply(weights: int8x16_t, x: int8x16_t) -> [int16x8_t; 2] {
+    let (low, high);
+    // SAFETY: register arithmetic; the caller has the feature.
+    unsafe {
+        asm!(
+            "smull {low:v}.8h, {weights:v}.8b, {x:v}.8b",
+            "smull2 {high:v}.8h, {weights:v}.16b, {x:v}.16b",
+            low = out(vreg) low,
+            high = out(vreg) high,
+            weights = in(vreg) weights,
+            x = in(vreg) x,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    [low, high]
+}
+
+/// # Safety
+/// The caller has NEON.
+#[inline(always)]
+unsafe fn multiply_add(sums: &mut [int16x8_t; 2], weights: int8x16_t, x: int8x16_t) {
+    // SAFETY: register arithmetic; the caller has the feature.
+    unsafe {
+        asm!(
+            "smlal {low:v}.8h, {weights:v}.8b, {x:v}.8b",
+            "smlal2 {high:v}.8h, {weights:v}.16b, {x:v}.16b",
+            low = inout(vreg) sums[0],
+            high = inout(vreg) sums[1],
+            weights = in(vreg) weights,
+            x = in(vreg) x,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+}
+
+/// # Safety
+/// The caller has NEON.
+#[inline(always)]
+unsafe fn add_pairs(sums: [int32x4_t; 2]) -> int32x4_t {
+    let four;
+    // SAFETY: register arithmetic; the caller has the feature.
+    unsafe {
+        asm!(
+            "addp {four:v}.4s, {low:v}.4s, {high:v}.4s",
+            four = lateout(vreg) four,
+            low = in(vreg) sums[0],
+            high = in(vreg) sums[1],
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    four
 }
 
 /// All strips of a call, `Q` registers of 4 rows at once.
@@ -126,8 +187,8 @@ unsafe fn few_tokens<D: Dot, L: Strip, const T: usize, const Q: usize>(args: &Ti
         let mut acc = [[vdupq_n_f32(0.0); 4]; T];
         for g in 0..groups {
             let record = args.panel.add(g * RECORD * T);
-            let (scale, min) = L::scales(strip, groups, g);
-            let cells = L::cells(strip, groups, g);
+            let (scale, min) = L::scales(strip, g);
+            let cells = L::cells(strip, g);
             group::<D, L, L::Cells, T, T, Q>(cells, &scale, &min, record, 0, &mut acc);
         }
         store(args, s, &acc);
@@ -148,8 +209,8 @@ unsafe fn many_tokens<D: Dot, L: Strip, const T: usize, const Q: usize>(args: &T
         let mut unpacked = [[vdupq_n_s8(0); 4]; 8];
         for g in 0..groups {
             let record = args.panel.add(g * RECORD * T);
-            let (scale, min) = L::scales(strip, groups, g);
-            let mut cells = L::cells(strip, groups, g);
+            let (scale, min) = L::scales(strip, g);
+            let mut cells = L::cells(strip, g);
             if !L::Cells::ARE_BYTES {
                 for (cell, quads) in unpacked.iter_mut().enumerate() {
                     for (quad, weights) in quads.iter_mut().enumerate() {
@@ -200,12 +261,12 @@ unsafe fn group<D: Dot, L: Strip, C: Cells, const T: usize, const U: usize, cons
         let d = floats(0);
         for quad in (0..4).step_by(Q) {
             if L::HALVES {
-                for h in 0..2 {
-                    let dots = D::dot::<C, U, Q, 4>(cells, h * 4, quad, x, start(3 + h));
-                    accumulate::<L, U, Q>(dots, d, floats(5 + h), quad, &scale[h], &min[h], acc);
-                }
+                let dots = D::dot::<C, U, Q, 0, 4>(cells, quad, x, start(3));
+                accumulate::<L, U, Q>(dots, d, floats(5), quad, &scale[0], &min[0], acc);
+                let dots = D::dot::<C, U, Q, 4, 4>(cells, quad, x, start(4));
+                accumulate::<L, U, Q>(dots, d, floats(6), quad, &scale[1], &min[1], acc);
             } else {
-                let dots = D::dot::<C, U, Q, 8>(cells, 0, quad, x, start(2));
+                let dots = D::dot::<C, U, Q, 0, 8>(cells, quad, x, start(2));
                 accumulate::<L, U, Q>(dots, d, floats(1), quad, &scale[0], &min[0], acc);
             }
         }
@@ -213,9 +274,9 @@ unsafe fn group<D: Dot, L: Strip, C: Cells, const T: usize, const U: usize, cons
 }
 
 /// 1.5 * 2^23. Sums start from its bits: as floats they then are it plus the sum, as long as that stays within 2^22 of 0,
-/// and a subtraction is half the work of a conversion. The largest sum is 32 x 127 x 128.
+/// and a subtraction is half the work of a conversion. The largest sum is 32 x 127 x 128, an eighth of
+/// that.
 const MAGIC: f32 = 12_582_912.0;
-const _: () = assert!(32 * 127 * 128 < 1 << 22);
 
 /// # Safety
 /// `quad + Q <= 4`; the caller has NEON.

@@ -3,8 +3,8 @@
 use super::float::{Column, F16};
 use super::integer::Scales;
 use crate::layout::{
-    Q4_GROUP, Q4K_BLOCK, Q4K_HEADER, Q6K_BLOCK, Q6K_GROUP, Q6K_HEADER, Q8_GROUP, STRIP, W8_GROUP,
-    W8_HALF_GROUP, scales_bytes,
+    PairLayout, Q4_GROUP, Q4K_BLOCK, Q4K_HEADER, Q6K_BLOCK, Q6K_GROUP, Q6K_HEADER, Q6K_SCALES, STRIP,
+    W8_GROUP, W8_HALF_GROUP,
 };
 use std::arch::aarch64::*;
 
@@ -21,13 +21,13 @@ pub(in crate::arch::aarch64) trait Strip {
     /// Scales and minimums of group `g`.
     ///
     /// # Safety
-    /// `strip` is a strip of this layout with `groups` groups, more than `g`; the processor has NEON.
-    unsafe fn scales(strip: *const u8, groups: usize, g: usize) -> (Scales, Scales);
+    /// `strip` is a strip of this layout with more than `g` groups; the processor has NEON.
+    unsafe fn scales(strip: *const u8, g: usize) -> (Scales, Scales);
     /// Where the cells of group `g` lie.
     ///
     /// # Safety
     /// As [`Strip::scales`].
-    unsafe fn cells(strip: *const u8, groups: usize, g: usize) -> *const u8;
+    unsafe fn cells(strip: *const u8, g: usize) -> *const u8;
 }
 
 /// How a group's 8 cells are stored.
@@ -158,16 +158,16 @@ impl Strip for Q8 {
     type Cells = ByteCells;
 
     #[inline(always)]
-    unsafe fn scales(strip: *const u8, _: usize, g: usize) -> (Scales, Scales) {
+    unsafe fn scales(strip: *const u8, g: usize) -> (Scales, Scales) {
         // SAFETY: group `g` has 16 halves.
-        let d = unsafe { halves(strip.add(g * 32)) };
+        let d = unsafe { halves(strip.add(PairLayout::Q8.scales(g))) };
         ([d; 2], [d; 2])
     }
 
     #[inline(always)]
-    unsafe fn cells(strip: *const u8, groups: usize, g: usize) -> *const u8 {
+    unsafe fn cells(strip: *const u8, g: usize) -> *const u8 {
         // SAFETY: within the strip.
-        unsafe { strip.add(scales_bytes(groups) + g * Q8_GROUP) }
+        unsafe { strip.add(PairLayout::Q8.cells(g)) }
     }
 }
 
@@ -176,15 +176,16 @@ impl Strip for Q4 {
     type Cells = NibbleCells;
 
     #[inline(always)]
-    unsafe fn scales(strip: *const u8, groups: usize, g: usize) -> (Scales, Scales) {
-        // SAFETY: the same place as in `Q8`.
-        unsafe { Q8::scales(strip, groups, g) }
+    unsafe fn scales(strip: *const u8, g: usize) -> (Scales, Scales) {
+        // SAFETY: group `g` has 16 halves.
+        let d = unsafe { halves(strip.add(PairLayout::Q4.scales(g))) };
+        ([d; 2], [d; 2])
     }
 
     #[inline(always)]
-    unsafe fn cells(strip: *const u8, groups: usize, g: usize) -> *const u8 {
+    unsafe fn cells(strip: *const u8, g: usize) -> *const u8 {
         // SAFETY: within the strip.
-        unsafe { strip.add(scales_bytes(groups) + g * Q4_GROUP) }
+        unsafe { strip.add(PairLayout::Q4.cells(g)) }
     }
 }
 
@@ -193,7 +194,7 @@ impl Strip for Q4K {
     type Cells = NibbleCells;
 
     #[inline(always)]
-    unsafe fn scales(strip: *const u8, _: usize, g: usize) -> (Scales, Scales) {
+    unsafe fn scales(strip: *const u8, g: usize) -> (Scales, Scales) {
         // SAFETY: block `g / 8` has 2 x 16 halves and 2 x 8 x 16 bytes in front of its cells.
         unsafe {
             let block = strip.add(g / 8 * Q4K_BLOCK);
@@ -205,7 +206,7 @@ impl Strip for Q4K {
     }
 
     #[inline(always)]
-    unsafe fn cells(strip: *const u8, _: usize, g: usize) -> *const u8 {
+    unsafe fn cells(strip: *const u8, g: usize) -> *const u8 {
         // SAFETY: within the strip.
         unsafe { strip.add(g / 8 * Q4K_BLOCK + Q4K_HEADER + g % 8 * Q4_GROUP) }
     }
@@ -217,20 +218,21 @@ impl Strip for Q6K {
     type Cells = SixBitCells;
 
     #[inline(always)]
-    unsafe fn scales(strip: *const u8, groups: usize, g: usize) -> (Scales, Scales) {
-        // SAFETY: block `g / 8` has 16 halves in front and 16 x 16 bytes before its cells.
+    unsafe fn scales(strip: *const u8, g: usize) -> (Scales, Scales) {
+        // SAFETY: block `g / 8` starts with 16 halves and, a line further, 16 x 16 bytes.
         unsafe {
-            let d = halves(strip.add(g / 8 * 32));
-            let at = strip.add(scales_bytes(groups / 8) + g / 8 * Q6K_BLOCK + g % 8 * 2 * STRIP);
+            let block = strip.add(g / 8 * Q6K_BLOCK);
+            let d = halves(block);
+            let at = block.add(Q6K_SCALES + g % 8 * 2 * STRIP);
             let scale = [times_bytes::<true>(d, at), times_bytes::<true>(d, at.add(STRIP))];
             (scale, scale)
         }
     }
 
     #[inline(always)]
-    unsafe fn cells(strip: *const u8, groups: usize, g: usize) -> *const u8 {
+    unsafe fn cells(strip: *const u8, g: usize) -> *const u8 {
         // SAFETY: within the strip.
-        unsafe { strip.add(scales_bytes(groups / 8) + g / 8 * Q6K_BLOCK + Q6K_HEADER + g % 8 * Q6K_GROUP) }
+        unsafe { strip.add(g / 8 * Q6K_BLOCK + Q6K_HEADER + g % 8 * Q6K_GROUP) }
     }
 }
 
@@ -239,7 +241,7 @@ impl Strip for W8 {
     type Cells = ByteCells;
 
     #[inline(always)]
-    unsafe fn scales(strip: *const u8, _: usize, g: usize) -> (Scales, Scales) {
+    unsafe fn scales(strip: *const u8, g: usize) -> (Scales, Scales) {
         // SAFETY: group `g` starts with 2 x 16 floats.
         unsafe {
             let at = strip.add(g * W8_GROUP);
@@ -248,7 +250,7 @@ impl Strip for W8 {
     }
 
     #[inline(always)]
-    unsafe fn cells(strip: *const u8, _: usize, g: usize) -> *const u8 {
+    unsafe fn cells(strip: *const u8, g: usize) -> *const u8 {
         // SAFETY: within the strip.
         unsafe { strip.add(g * W8_GROUP + 2 * 64) }
     }
@@ -260,7 +262,7 @@ impl Strip for W8Half {
     type Cells = ByteCells;
 
     #[inline(always)]
-    unsafe fn scales(strip: *const u8, _: usize, g: usize) -> (Scales, Scales) {
+    unsafe fn scales(strip: *const u8, g: usize) -> (Scales, Scales) {
         // SAFETY: group `g` starts with 4 x 16 floats.
         unsafe {
             let at = strip.add(g * W8_HALF_GROUP);
@@ -269,7 +271,7 @@ impl Strip for W8Half {
     }
 
     #[inline(always)]
-    unsafe fn cells(strip: *const u8, _: usize, g: usize) -> *const u8 {
+    unsafe fn cells(strip: *const u8, g: usize) -> *const u8 {
         // SAFETY: within the strip.
         unsafe { strip.add(g * W8_HALF_GROUP + 4 * 64) }
     }

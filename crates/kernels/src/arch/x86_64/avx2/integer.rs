@@ -3,8 +3,8 @@
 
 use crate::isa::TileArgs;
 use crate::layout::{
-    Q4_GROUP, Q4K_BLOCK, Q4K_HEADER, Q6K_BLOCK, Q6K_GROUP, Q6K_HEADER, Q8_GROUP, STRIP, W8_GROUP,
-    W8_HALF_GROUP, scales_bytes,
+    PairLayout, Q4_GROUP, Q4K_BLOCK, Q4K_HEADER, Q6K_BLOCK, Q6K_GROUP, Q6K_HEADER, Q6K_SCALES, STRIP,
+    W8_GROUP, W8_HALF_GROUP,
 };
 use crate::panel::RECORD;
 use std::arch::x86_64::*;
@@ -26,12 +26,12 @@ pub(super) trait Strip {
     ///
     /// # Safety
     /// `strip` is a strip of this layout with more than `g` groups; the processor has the features of [`integer_tile`].
-    unsafe fn scales(strip: *const u8, groups: usize, g: usize, part: usize) -> ([__m256; 2], [__m256; 2]);
+    unsafe fn scales(strip: *const u8, g: usize, part: usize) -> ([__m256; 2], [__m256; 2]);
     /// The 8 cells of group `g`, rows `8 * part ..`.
     ///
     /// # Safety
     /// As [`Strip::scales`].
-    unsafe fn cells(strip: *const u8, groups: usize, g: usize, part: usize) -> [__m256i; 8];
+    unsafe fn cells(strip: *const u8, g: usize, part: usize) -> [__m256i; 8];
 }
 
 /// # Safety
@@ -64,7 +64,7 @@ unsafe fn tokens<L: Strip, const T: usize, const U: usize>(args: &TileArgs, s: u
         for g in 0..groups {
             let record = args.panel.add(g * RECORD * T);
             for (part, acc) in acc.iter_mut().enumerate() {
-                group::<L, T, U>(strip, groups, g, part, record, first, acc);
+                group::<L, T, U>(strip, g, part, record, first, acc);
             }
         }
         for t in 0..U {
@@ -82,7 +82,6 @@ unsafe fn tokens<L: Strip, const T: usize, const U: usize>(args: &TileArgs, s: u
 #[inline(always)]
 unsafe fn group<L: Strip, const T: usize, const U: usize>(
     strip: *const u8,
-    groups: usize,
     g: usize,
     part: usize,
     record: *const u8,
@@ -91,8 +90,8 @@ unsafe fn group<L: Strip, const T: usize, const U: usize>(
 ) {
     // SAFETY: a record holds `T` x 32 bytes and 7 x `T` words.
     unsafe {
-        let (scale, min) = L::scales(strip, groups, g, part);
-        let cells = L::cells(strip, groups, g, part);
+        let (scale, min) = L::scales(strip, g, part);
+        let cells = L::cells(strip, g, part);
         let ones = _mm256_set1_epi16(1);
         for t in 0..U {
             let tail = record.add(T * 32 + (first + t) * 4);
@@ -206,15 +205,15 @@ impl Strip for Q8 {
     const SUMS: usize = 1;
 
     #[inline(always)]
-    unsafe fn scales(strip: *const u8, _: usize, g: usize, part: usize) -> ([__m256; 2], [__m256; 2]) {
+    unsafe fn scales(strip: *const u8, g: usize, part: usize) -> ([__m256; 2], [__m256; 2]) {
         // SAFETY: group `g` has 16 halves.
-        let d = unsafe { halves(strip.add(g * 32 + part * 16)) };
+        let d = unsafe { halves(strip.add(PairLayout::Q8.scales(g) + part * 16)) };
         ([d; 2], [d; 2])
     }
 
     #[inline(always)]
-    unsafe fn cells(strip: *const u8, groups: usize, g: usize, part: usize) -> [__m256i; 8] {
-        let at = strip.wrapping_add(scales_bytes(groups) + g * Q8_GROUP + part * 32);
+    unsafe fn cells(strip: *const u8, g: usize, part: usize) -> [__m256i; 8] {
+        let at = strip.wrapping_add(PairLayout::Q8.cells(g) + part * 32);
         // SAFETY: group `g` has 8 cells.
         unsafe { std::array::from_fn(|j| load(at.add(j * 64))) }
     }
@@ -225,15 +224,16 @@ impl Strip for Q4 {
     const SUMS: usize = 4;
 
     #[inline(always)]
-    unsafe fn scales(strip: *const u8, groups: usize, g: usize, part: usize) -> ([__m256; 2], [__m256; 2]) {
-        // SAFETY: the same place as in `Q8`.
-        unsafe { Q8::scales(strip, groups, g, part) }
+    unsafe fn scales(strip: *const u8, g: usize, part: usize) -> ([__m256; 2], [__m256; 2]) {
+        // SAFETY: group `g` has 16 halves.
+        let d = unsafe { halves(strip.add(PairLayout::Q4.scales(g) + part * 16)) };
+        ([d; 2], [d; 2])
     }
 
     #[inline(always)]
-    unsafe fn cells(strip: *const u8, groups: usize, g: usize, part: usize) -> [__m256i; 8] {
+    unsafe fn cells(strip: *const u8, g: usize, part: usize) -> [__m256i; 8] {
         // SAFETY: group `g` has 4 cells of nibble pairs.
-        unsafe { nibble_cells(strip.add(scales_bytes(groups) + g * Q4_GROUP + part * 32)) }
+        unsafe { nibble_cells(strip.add(PairLayout::Q4.cells(g) + part * 32)) }
     }
 }
 
@@ -242,7 +242,7 @@ impl Strip for Q4K {
     const SUMS: usize = 4;
 
     #[inline(always)]
-    unsafe fn scales(strip: *const u8, _: usize, g: usize, part: usize) -> ([__m256; 2], [__m256; 2]) {
+    unsafe fn scales(strip: *const u8, g: usize, part: usize) -> ([__m256; 2], [__m256; 2]) {
         // SAFETY: block `g / 8` has 2 x 16 halves and 2 x 8 x 16 bytes in front of its cells.
         unsafe {
             let block = strip.add(g / 8 * Q4K_BLOCK);
@@ -254,7 +254,7 @@ impl Strip for Q4K {
     }
 
     #[inline(always)]
-    unsafe fn cells(strip: *const u8, _: usize, g: usize, part: usize) -> [__m256i; 8] {
+    unsafe fn cells(strip: *const u8, g: usize, part: usize) -> [__m256i; 8] {
         // SAFETY: group `g` has 4 cells of nibble pairs.
         unsafe { nibble_cells(strip.add(g / 8 * Q4K_BLOCK + Q4K_HEADER + g % 8 * Q4_GROUP + part * 32)) }
     }
@@ -266,19 +266,20 @@ impl Strip for Q6K {
     const SUMS: usize = 2;
 
     #[inline(always)]
-    unsafe fn scales(strip: *const u8, groups: usize, g: usize, part: usize) -> ([__m256; 2], [__m256; 2]) {
+    unsafe fn scales(strip: *const u8, g: usize, part: usize) -> ([__m256; 2], [__m256; 2]) {
         // SAFETY: block `g / 8` has 16 halves in front and 16 x 16 bytes before its cells.
         unsafe {
-            let d = halves(strip.add(g / 8 * 32 + part * 16));
-            let at = strip.add(scales_bytes(groups / 8) + g / 8 * Q6K_BLOCK + g % 8 * 2 * STRIP + part * 8);
+            let block = strip.add(g / 8 * Q6K_BLOCK);
+            let d = halves(block.add(part * 16));
+            let at = block.add(Q6K_SCALES + g % 8 * 2 * STRIP + part * 8);
             let scale = std::array::from_fn(|h| _mm256_mul_ps(d, bytes::<true>(at.add(h * STRIP))));
             (scale, scale)
         }
     }
 
     #[inline(always)]
-    unsafe fn cells(strip: *const u8, groups: usize, g: usize, part: usize) -> [__m256i; 8] {
-        let block = scales_bytes(groups / 8) + g / 8 * Q6K_BLOCK + Q6K_HEADER;
+    unsafe fn cells(strip: *const u8, g: usize, part: usize) -> [__m256i; 8] {
+        let block = g / 8 * Q6K_BLOCK + Q6K_HEADER;
         // SAFETY: group `g` has 4 cells of nibble pairs and 2 of bit pairs.
         unsafe {
             let at = strip.add(block + g % 8 * Q6K_GROUP + part * 32);
@@ -305,7 +306,7 @@ impl Strip for W8 {
     const SUMS: usize = 1;
 
     #[inline(always)]
-    unsafe fn scales(strip: *const u8, _: usize, g: usize, part: usize) -> ([__m256; 2], [__m256; 2]) {
+    unsafe fn scales(strip: *const u8, g: usize, part: usize) -> ([__m256; 2], [__m256; 2]) {
         // SAFETY: group `g` starts with 2 x 16 floats.
         unsafe {
             let at: *const f32 = strip.add(g * W8_GROUP + part * 32).cast();
@@ -314,7 +315,7 @@ impl Strip for W8 {
     }
 
     #[inline(always)]
-    unsafe fn cells(strip: *const u8, _: usize, g: usize, part: usize) -> [__m256i; 8] {
+    unsafe fn cells(strip: *const u8, g: usize, part: usize) -> [__m256i; 8] {
         let at = strip.wrapping_add(g * W8_GROUP + 128 + part * 32);
         // SAFETY: group `g` has 8 cells.
         unsafe { std::array::from_fn(|j| load(at.add(j * 64))) }
@@ -328,7 +329,7 @@ impl Strip for W8Half {
     const SUMS: usize = 1;
 
     #[inline(always)]
-    unsafe fn scales(strip: *const u8, _: usize, g: usize, part: usize) -> ([__m256; 2], [__m256; 2]) {
+    unsafe fn scales(strip: *const u8, g: usize, part: usize) -> ([__m256; 2], [__m256; 2]) {
         // SAFETY: group `g` starts with 4 x 16 floats.
         unsafe {
             let at: *const f32 = strip.add(g * W8_HALF_GROUP + part * 32).cast();
@@ -338,7 +339,7 @@ impl Strip for W8Half {
     }
 
     #[inline(always)]
-    unsafe fn cells(strip: *const u8, _: usize, g: usize, part: usize) -> [__m256i; 8] {
+    unsafe fn cells(strip: *const u8, g: usize, part: usize) -> [__m256i; 8] {
         let at = strip.wrapping_add(g * W8_HALF_GROUP + 256 + part * 32);
         // SAFETY: group `g` has 8 cells.
         unsafe { std::array::from_fn(|j| load(at.add(j * 64))) }

@@ -2,8 +2,8 @@
 
 use crate::isa::TileArgs;
 use crate::layout::{
-    Q4_GROUP, Q4K_BLOCK, Q4K_HEADER, Q6K_BLOCK, Q6K_GROUP, Q6K_HEADER, Q8_GROUP, STRIP, W8_GROUP,
-    W8_HALF_GROUP, scales_bytes,
+    PairLayout, Q4_GROUP, Q4K_BLOCK, Q4K_HEADER, Q6K_BLOCK, Q6K_GROUP, Q6K_HEADER, Q6K_SCALES, STRIP,
+    W8_GROUP, W8_HALF_GROUP,
 };
 use crate::panel::RECORD;
 use std::arch::x86_64::*;
@@ -18,8 +18,8 @@ pub(super) trait Strip: Copy {
     const OFFSET_SHIFT: Option<u32> = None;
 
     /// # Safety
-    /// `strip` is a strip of this layout with `groups` groups.
-    unsafe fn new(strip: *const u8, groups: usize) -> Self;
+    /// `strip` is a strip of this layout.
+    unsafe fn new(strip: *const u8) -> Self;
     /// The scales of group `g`, per half where [`Strip::HALVES`], and what to subtract where [`Strip::MIN`].
     ///
     /// # Safety
@@ -30,79 +30,44 @@ pub(super) trait Strip: Copy {
     /// # Safety
     /// As [`Strip::scales`].
     unsafe fn cells(self, g: usize) -> [__m512i; 8];
-    /// Where group `g` lies, to fetch it ahead of time.
+    /// Cache lines that a group takes, rounded up.
+    const LINES: usize;
+    /// Where the cells of group `g` lie.
     fn address(self, g: usize) -> *const u8;
 }
 
-/// Strips taken at once. One token alone would wait for its own accumulator, and one strip alone is one stream of
-/// memory, of which this processor wants eight.
-const fn strips_at_once(tokens: usize) -> usize {
-    match tokens {
-        1 => 4,
-        2 => 2,
-        _ => 1,
-    }
-}
+/// How many groups ahead of the one in work a decode fetches. Hardware prefetchers stop at every 4 KiB page; of the
+/// distances from 2 to 16 groups, 3 to 6 came closest to what a plain read of memory reaches.
+const GROUPS_AHEAD: usize = 4;
 
 /// # Safety
 /// The contract of [`TileArgs`], and the processor has these features.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 pub(super) unsafe fn integer_tile<L: Strip, const T: usize>(args: &TileArgs) {
-    let mut s = 0;
-    // SAFETY: the same contract; `s` stays below `strip_count`.
-    unsafe {
-        if strips_at_once(T) == 4 {
-            while s + 4 <= args.strip_count {
-                strips::<L, T, 4>(args, s);
-                s += 4;
-            }
-        }
-        if strips_at_once(T) >= 2 {
-            while s + 2 <= args.strip_count {
-                strips::<L, T, 2>(args, s);
-                s += 2;
-            }
-        }
-        while s < args.strip_count {
-            strips::<L, T, 1>(args, s);
-            s += 1;
-        }
-    }
-}
-
-/// Strips `first .. first + S` times the panel.
-///
-/// # Safety
-/// The contract of [`TileArgs`]; `first + S <= strip_count`; the caller has the features.
-#[inline(always)]
-unsafe fn strips<L: Strip, const T: usize, const S: usize>(args: &TileArgs, first: usize) {
     let groups = args.cols / 32;
-    // SAFETY: strips, panel records and output rows lie where the contract says.
-    unsafe {
-        let strip: [L; S] =
-            std::array::from_fn(|s| L::new(args.strips.add((first + s) * args.strip_bytes), groups));
-        let mut acc = [[_mm512_setzero_ps(); T]; S];
-        for g in 0..groups {
-            let record = args.panel.add(g * RECORD * T);
-            for s in 0..S {
+    for s in 0..args.strip_count {
+        // SAFETY: strips, panel records and output rows lie where the contract says; fetching ahead reads nothing.
+        unsafe {
+            let strip = L::new(args.strips.add(s * args.strip_bytes));
+            let mut acc = [_mm512_setzero_ps(); T];
+            for g in 0..groups {
+                // With more tokens the strips come from a cache.
                 if T <= 2 {
-                    _mm_prefetch::<_MM_HINT_T0>(strip[s].address(g).wrapping_add(PREFETCH).cast());
+                    for line in 0..L::LINES {
+                        let ahead = strip.address(g).wrapping_add((GROUPS_AHEAD * L::LINES + line) * 64);
+                        _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                    }
                 }
-                group::<L, T>(strip[s], g, record, &mut acc[s]);
+                group::<L, T>(strip, g, args.panel.add(g * RECORD * T), &mut acc);
             }
-        }
-        for s in 0..S {
-            for t in 0..T {
-                let out = args.out.add(t * args.out_stride + (first + s) * STRIP);
-                let sum = if args.add { _mm512_add_ps(_mm512_loadu_ps(out), acc[s][t]) } else { acc[s][t] };
+            for (t, acc) in acc.into_iter().enumerate() {
+                let out = args.out.add(t * args.out_stride + s * STRIP);
+                let sum = if args.add { _mm512_add_ps(_mm512_loadu_ps(out), acc) } else { acc };
                 _mm512_storeu_ps(out, sum);
             }
         }
     }
 }
-
-/// How far ahead of the group in work a decode fetches, in bytes: hardware prefetchers stop at a 4 KiB page.
-const PREFETCH: usize = 4096;
 
 /// # Safety
 /// `record` is group `g` of a panel of `T` tokens; the contract of [`Strip::scales`].
@@ -221,8 +186,7 @@ macro_rules! strip_type {
         $(#[$doc])*
         #[derive(Clone, Copy)]
         pub(super) struct $name {
-            scales: *const u8,
-            cells: *const u8,
+            strip: *const u8,
         }
     };
 }
@@ -235,72 +199,75 @@ strip_type!(/** `scale * q - min` */ W8);
 strip_type!(/** `scale * q - min` by halves */ W8Half);
 
 impl Strip for Q8 {
+    const LINES: usize = 9;
     const OFFSET_SHIFT: Option<u32> = Some(4);
 
     #[inline(always)]
-    unsafe fn new(strip: *const u8, groups: usize) -> Self {
-        Self { scales: strip, cells: strip.wrapping_add(scales_bytes(groups)) }
+    unsafe fn new(strip: *const u8) -> Self {
+        Self { strip }
     }
 
     #[inline(always)]
     unsafe fn scales(self, g: usize) -> ([__m512; 2], [__m512; 2]) {
         // SAFETY: group `g` has 16 halves.
-        let d = unsafe { halves(self.scales.add(g * 32)) };
+        let d = unsafe { halves(self.strip.add(PairLayout::Q8.scales(g))) };
         ([d; 2], [d; 2])
     }
 
     #[inline(always)]
     unsafe fn cells(self, g: usize) -> [__m512i; 8] {
         // SAFETY: group `g` has 8 cells.
-        unsafe { std::array::from_fn(|j| load(self.cells.add(g * Q8_GROUP + j * 64))) }
+        unsafe { std::array::from_fn(|j| load(self.address(g).add(j * 64))) }
     }
 
     #[inline(always)]
     fn address(self, g: usize) -> *const u8 {
-        self.cells.wrapping_add(g * Q8_GROUP)
+        self.strip.wrapping_add(PairLayout::Q8.cells(g))
     }
 }
 
 impl Strip for Q4 {
+    const LINES: usize = 5;
     const OFFSET_SHIFT: Option<u32> = Some(0);
 
     #[inline(always)]
-    unsafe fn new(strip: *const u8, groups: usize) -> Self {
-        Self { scales: strip, cells: strip.wrapping_add(scales_bytes(groups)) }
+    unsafe fn new(strip: *const u8) -> Self {
+        Self { strip }
     }
 
     #[inline(always)]
     unsafe fn scales(self, g: usize) -> ([__m512; 2], [__m512; 2]) {
         // SAFETY: group `g` has 16 halves.
-        let d = unsafe { halves(self.scales.add(g * 32)) };
+        let d = unsafe { halves(self.strip.add(PairLayout::Q4.scales(g))) };
         ([d; 2], [d; 2])
     }
 
     #[inline(always)]
     unsafe fn cells(self, g: usize) -> [__m512i; 8] {
         // SAFETY: group `g` has 4 cells of nibble pairs.
-        unsafe { nibble_cells(self.cells.add(g * Q4_GROUP)) }
+        unsafe { nibble_cells(self.address(g)) }
     }
 
     #[inline(always)]
     fn address(self, g: usize) -> *const u8 {
-        self.cells.wrapping_add(g * Q4_GROUP)
+        self.strip.wrapping_add(PairLayout::Q4.cells(g))
     }
 }
 
 impl Strip for Q4K {
+    const LINES: usize = 5;
     const MIN: bool = true;
 
     #[inline(always)]
-    unsafe fn new(strip: *const u8, _: usize) -> Self {
-        Self { scales: strip, cells: strip.wrapping_add(Q4K_HEADER) }
+    unsafe fn new(strip: *const u8) -> Self {
+        Self { strip }
     }
 
     #[inline(always)]
     unsafe fn scales(self, g: usize) -> ([__m512; 2], [__m512; 2]) {
         // SAFETY: block `g / 8` has 2 x 16 halves and 2 x 8 x 16 bytes in front of its cells.
         unsafe {
-            let block = self.scales.add(g / 8 * Q4K_BLOCK);
+            let block = self.strip.add(g / 8 * Q4K_BLOCK);
             let bytes = |at: usize| {
                 _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(
                     block.add(at + g % 8 * STRIP).cast(),
@@ -315,30 +282,32 @@ impl Strip for Q4K {
     #[inline(always)]
     unsafe fn cells(self, g: usize) -> [__m512i; 8] {
         // SAFETY: group `g` has 4 cells of nibble pairs.
-        unsafe { nibble_cells(self.cells.add(g / 8 * Q4K_BLOCK + g % 8 * Q4_GROUP)) }
+        unsafe { nibble_cells(self.address(g)) }
     }
 
     #[inline(always)]
     fn address(self, g: usize) -> *const u8 {
-        self.cells.wrapping_add(g / 8 * Q4K_BLOCK + g % 8 * Q4_GROUP)
+        self.strip.wrapping_add(g / 8 * Q4K_BLOCK + Q4K_HEADER + g % 8 * Q4_GROUP)
     }
 }
 
 impl Strip for Q6K {
+    const LINES: usize = 7;
     const HALVES: bool = true;
     const OFFSET_SHIFT: Option<u32> = Some(2);
 
     #[inline(always)]
-    unsafe fn new(strip: *const u8, groups: usize) -> Self {
-        Self { scales: strip, cells: strip.wrapping_add(scales_bytes(groups / 8)) }
+    unsafe fn new(strip: *const u8) -> Self {
+        Self { strip }
     }
 
     #[inline(always)]
     unsafe fn scales(self, g: usize) -> ([__m512; 2], [__m512; 2]) {
-        // SAFETY: block `g / 8` has 16 halves in front and 16 x 16 bytes before its cells.
+        // SAFETY: block `g / 8` starts with 16 halves and, a line further, 16 x 16 bytes.
         unsafe {
-            let d = halves(self.scales.add(g / 8 * 32));
-            let bytes = self.cells.add(g / 8 * Q6K_BLOCK + g % 8 * 2 * STRIP);
+            let block = self.strip.add(g / 8 * Q6K_BLOCK);
+            let d = halves(block);
+            let bytes = block.add(Q6K_SCALES + g % 8 * 2 * STRIP);
             let scale = std::array::from_fn(|h| {
                 let bytes = _mm_loadu_si128(bytes.add(h * STRIP).cast());
                 _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)))
@@ -371,23 +340,24 @@ impl Strip for Q6K {
 
     #[inline(always)]
     fn address(self, g: usize) -> *const u8 {
-        self.cells.wrapping_add(g / 8 * Q6K_BLOCK + Q6K_HEADER + g % 8 * Q6K_GROUP)
+        self.strip.wrapping_add(g / 8 * Q6K_BLOCK + Q6K_HEADER + g % 8 * Q6K_GROUP)
     }
 }
 
 impl Strip for W8 {
+    const LINES: usize = 10;
     const MIN: bool = true;
 
     #[inline(always)]
-    unsafe fn new(strip: *const u8, _: usize) -> Self {
-        Self { scales: strip, cells: strip.wrapping_add(128) }
+    unsafe fn new(strip: *const u8) -> Self {
+        Self { strip }
     }
 
     #[inline(always)]
     unsafe fn scales(self, g: usize) -> ([__m512; 2], [__m512; 2]) {
         // SAFETY: group `g` starts with 2 x 16 floats.
         unsafe {
-            let at = self.scales.add(g * W8_GROUP).cast();
+            let at = self.strip.add(g * W8_GROUP).cast();
             ([_mm512_loadu_ps(at); 2], [_mm512_loadu_ps(at.add(16)); 2])
         }
     }
@@ -400,24 +370,25 @@ impl Strip for W8 {
 
     #[inline(always)]
     fn address(self, g: usize) -> *const u8 {
-        self.cells.wrapping_add(g * W8_GROUP)
+        self.strip.wrapping_add(g * W8_GROUP + 128)
     }
 }
 
 impl Strip for W8Half {
+    const LINES: usize = 12;
     const HALVES: bool = true;
     const MIN: bool = true;
 
     #[inline(always)]
-    unsafe fn new(strip: *const u8, _: usize) -> Self {
-        Self { scales: strip, cells: strip.wrapping_add(256) }
+    unsafe fn new(strip: *const u8) -> Self {
+        Self { strip }
     }
 
     #[inline(always)]
     unsafe fn scales(self, g: usize) -> ([__m512; 2], [__m512; 2]) {
         // SAFETY: group `g` starts with 4 x 16 floats.
         unsafe {
-            let at: *const f32 = self.scales.add(g * W8_HALF_GROUP).cast();
+            let at: *const f32 = self.strip.add(g * W8_HALF_GROUP).cast();
             let four = |i: usize| _mm512_loadu_ps(at.add(i * 16));
             ([four(0), four(1)], [four(2), four(3)])
         }
@@ -431,6 +402,6 @@ impl Strip for W8Half {
 
     #[inline(always)]
     fn address(self, g: usize) -> *const u8 {
-        self.cells.wrapping_add(g * W8_HALF_GROUP)
+        self.strip.wrapping_add(g * W8_HALF_GROUP + 256)
     }
 }
