@@ -8,7 +8,11 @@ use clap::{Parser, Subcommand};
 
 mod aarch64;
 mod conformance;
+mod peers;
+mod process;
+mod stop;
 mod synth;
+mod test;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The chores of this repository", version = None)]
@@ -21,14 +25,21 @@ struct Cli {
 enum Command {
     Aarch64(aarch64::Args),
     Conformance(conformance::Args),
+    #[command(hide = true)]
+    EngineBench(peers::engine_bench::Args),
+    Peers(peers::Args),
     Synth(synth::Args),
+    Test(test::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Aarch64(args) => aarch64::run(&args),
         Command::Conformance(args) => conformance::run(&args),
+        Command::EngineBench(args) => peers::engine_bench::run(&args),
+        Command::Peers(args) => peers::run(&args),
         Command::Synth(args) => synth::run(&args),
+        Command::Test(args) => test::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

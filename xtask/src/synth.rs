@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
@@ -20,8 +20,13 @@ mod shape;
 mod vocabulary;
 
 use blocks::Weights;
-use preset::{Preset, Role};
-use shape::{Arch, Shape, ShapeName};
+use preset::Role;
+use shape::{Arch, Shape};
+
+pub(crate) use preset::Preset;
+pub(crate) use shape::ShapeName;
+
+use crate::stop;
 
 /// Bytes made and written at a time.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -50,10 +55,15 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    create(args, stop::flag()?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes the whole file or none.
+fn create(args: &Args, stop: &AtomicBool) -> anyhow::Result<()> {
     let shape = args.shape.shape();
     ensure!(args.force || !args.output.exists(), "{} exists; --force replaces it", args.output.display());
     let partial = partial_path(&args.output)?;
-    let stop = stop_on_ctrl_c()?;
 
     let started = Instant::now();
     let written = write(&partial, &shape, args, stop).and_then(|bytes| {
@@ -68,7 +78,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let seconds = started.elapsed().as_secs_f64();
     let rate = bytes as f64 / 1e6 / seconds;
     eprintln!("{}: {} in {seconds:.1} s, {rate:.0} MB/s", args.output.display(), HumanBytes(bytes));
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// Beside the file, so that renaming it is atomic.
@@ -79,10 +89,19 @@ fn partial_path(output: &Path) -> anyhow::Result<PathBuf> {
     Ok(output.with_file_name(name))
 }
 
-fn stop_on_ctrl_c() -> anyhow::Result<&'static AtomicBool> {
-    static STOP: AtomicBool = AtomicBool::new(false);
-    ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed)).context("cannot listen for Ctrl-C")?;
-    Ok(&STOP)
+/// The llama of this shape and mix in `dir`, made where it is missing.
+pub(crate) fn kept(
+    dir: &Path,
+    shape: ShapeName,
+    preset: Preset,
+    stop: &AtomicBool,
+) -> anyhow::Result<PathBuf> {
+    let output = dir.join(format!("{shape}-{preset}.gguf"));
+    if !output.exists() {
+        let args = Args { shape, preset, arch: Arch::Llama, seed: 0, force: false, output: output.clone() };
+        create(&args, stop)?;
+    }
+    Ok(output)
 }
 
 fn write(path: &Path, shape: &Shape, args: &Args, stop: &AtomicBool) -> anyhow::Result<u64> {
@@ -120,7 +139,7 @@ fn fill<W: Write>(
     let mut left = (tensor.shape.iter().product::<u64>() / tensor.ty.block_len()) as usize * block_bytes;
     let mut chunk = vec![0; (CHUNK_BYTES / block_bytes * block_bytes).min(left)];
     while left > 0 {
-        ensure!(!stop.load(Ordering::Relaxed), "interrupted");
+        stop::check(stop)?;
         let piece = chunk.len().min(left);
         weights.fill(&mut chunk[..piece], random);
         out.write(&chunk[..piece])?;

@@ -2,21 +2,25 @@
 //!
 //! What is not joined yet answers [`Refusal::Unknown`].
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::Path;
 
 use engine::gguf::{GgmlType, Gguf};
+use engine::model::{Forward, SequenceStep};
+use engine::template::{ChatInput, ChatTemplate, CivilTime};
+use engine::tokenizer::{EncodeOptions, Tokenizer, TokenizerError};
+use engine::{Isa, KvCache, Model, ModelError, OpenOptions, Pool};
 use kernels::format::Format;
 use serde_json::Value;
 
 /// The tokens that templates may name.
-#[expect(dead_code, reason = "no template is rendered yet")]
-pub(super) const BOS: &str = "<s>";
-#[expect(dead_code, reason = "no template is rendered yet")]
-pub(super) const EOS: &str = "</s>";
-/// What `strftime_now` takes for now, as seconds since 1970: 2026-01-02 03:04:05 UTC.
-#[expect(dead_code, reason = "no template is rendered yet")]
-pub(super) const NOW_SECONDS: u64 = 1_767_323_045;
+const BOS: &str = "<s>";
+const EOS: &str = "</s>";
+/// What `strftime_now` takes for now.
+const NOW: CivilTime = CivilTime { year: 2026, month: 1, day: 2, hour: 3, minute: 4, second: 5 };
+/// More than one, so that what threads do to each other is tested as well.
+const THREADS: usize = 2;
 
 /// Why there is no answer to compare.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,8 +37,8 @@ pub(super) enum Unknown {
     Family(String),
     /// A weight format, such as `IQ4_XS`.
     Type(String),
-    /// A part of dunlin, such as the tokenizer.
-    Part(&'static str),
+    /// A part of dunlin, such as quantizing, or what it cannot do.
+    Part(Cow<'static, str>),
 }
 
 impl fmt::Display for Unknown {
@@ -52,11 +56,11 @@ pub(super) trait Subject {
     /// The logits after each of `tokens`, `tokens.len()` rows as long as the vocabulary.
     fn logits(&self, model: &Path, tokens: &[u32]) -> Result<Vec<f32>, Refusal>;
 
-    /// The ids of `text` without BOS and EOS.
-    fn encode(&self, model: &Gguf, text: &str) -> Result<Vec<u32>, Refusal>;
+    /// The ids of each text, without BOS and EOS.
+    fn encode(&self, model: &Gguf, texts: &[&str]) -> Result<Vec<Vec<u32>>, Refusal>;
 
     /// The text that `template` makes of `input` (`messages`, `tools`, `add_generation_prompt`), with [`BOS`], [`EOS`]
-    /// and [`NOW_SECONDS`].
+    /// and [`NOW`].
     fn render(&self, template: &str, input: &Value) -> Result<String, Refusal>;
 
     fn dequantize(&self, ty: GgmlType, blocks: &[u8]) -> Result<Vec<f32>, Refusal>;
@@ -71,21 +75,43 @@ pub(super) trait Subject {
     ) -> Result<Vec<u8>, Refusal>;
 }
 
-pub(super) struct Engine;
+pub(super) struct Engine {
+    /// The instruction set that logits are computed on.
+    pub(super) isa: Isa,
+}
 
 impl Subject for Engine {
-    fn logits(&self, model: &Path, _tokens: &[u32]) -> Result<Vec<f32>, Refusal> {
-        let gguf = Gguf::open(model).map_err(error)?;
-        let family = gguf.str("general.architecture").map_err(error)?.unwrap_or("none");
-        Err(Refusal::Unknown(Unknown::Family(family.to_owned())))
+    fn logits(&self, model: &Path, tokens: &[u32]) -> Result<Vec<f32>, Refusal> {
+        let pool = Pool::new(THREADS);
+        let options = OpenOptions { isa: self.isa, ..OpenOptions::default() };
+        let model = Model::open(model, &options, &pool, &mut |_| ()).map_err(model_refusal)?;
+        if let Some(token) = model.unknown_token(tokens) {
+            return Err(Refusal::Error(format!("the prompt's token {token} is not in the vocabulary")));
+        }
+        let mut cache = KvCache::new(&model, tokens.len());
+        let mut pages = Vec::new();
+        assert!(cache.reserve(&mut pages, tokens.len()), "the cache was made for all tokens");
+        let step = SequenceStep { tokens, position: 0, pages: &pages, outputs: tokens.len() };
+        let mut forward = Forward::new(&model, &pool);
+        let logits = forward.step(&[step], &mut cache);
+        Ok((0..logits.count()).flat_map(|row| logits.row(row)).copied().collect())
     }
 
-    fn encode(&self, _model: &Gguf, _text: &str) -> Result<Vec<u32>, Refusal> {
-        Err(Refusal::Unknown(Unknown::Part("tokenizer")))
+    fn encode(&self, model: &Gguf, texts: &[&str]) -> Result<Vec<Vec<u32>>, Refusal> {
+        let tokenizer = Tokenizer::from_gguf(model).map_err(tokenizer_refusal)?;
+        Ok(texts.iter().map(|text| tokenizer.encode(text, EncodeOptions::default())).collect())
     }
 
-    fn render(&self, _template: &str, _input: &Value) -> Result<String, Refusal> {
-        Err(Refusal::Unknown(Unknown::Part("chat templates")))
+    fn render(&self, template: &str, input: &Value) -> Result<String, Refusal> {
+        let template = ChatTemplate::new(template, BOS, EOS).map_err(error_refusal)?;
+        let input = ChatInput {
+            messages: input["messages"].clone(),
+            tools: input.get("tools").filter(|tools| !tools.is_null()).cloned(),
+            add_generation_prompt: input["add_generation_prompt"].as_bool().unwrap_or(false),
+            now: NOW,
+            ..ChatInput::default()
+        };
+        template.render(&input).map_err(error_refusal)
     }
 
     fn dequantize(&self, ty: GgmlType, blocks: &[u8]) -> Result<Vec<f32>, Refusal> {
@@ -106,10 +132,32 @@ impl Subject for Engine {
         _cols: usize,
         _importance: Option<&[f32]>,
     ) -> Result<Vec<u8>, Refusal> {
-        Err(Refusal::Unknown(Unknown::Part("quantizing")))
+        Err(Refusal::Unknown(Unknown::Part("quantizing".into())))
     }
 }
 
-fn error(error: impl Into<anyhow::Error>) -> Refusal {
+fn model_refusal(error: ModelError) -> Refusal {
+    match error {
+        ModelError::UnknownFamily { name, .. } => Refusal::Unknown(Unknown::Family(name)),
+        ModelError::UnknownFormat { format, .. } => Refusal::Unknown(Unknown::Type(format.to_owned())),
+        ModelError::Unsupported { what } => Refusal::Unknown(Unknown::Part(what.into())),
+        ModelError::Tokenizer(inner) => tokenizer_refusal(inner),
+        other => error_refusal(other),
+    }
+}
+
+fn tokenizer_refusal(error: TokenizerError) -> Refusal {
+    match error {
+        TokenizerError::UnknownModel { model } => {
+            Refusal::Unknown(Unknown::Part(format!("vocabulary model {model}").into()))
+        }
+        TokenizerError::UnknownPreTokenizer { name, .. } => {
+            Refusal::Unknown(Unknown::Part(format!("pre-tokenizer {name}").into()))
+        }
+        other => error_refusal(other),
+    }
+}
+
+fn error_refusal(error: impl Into<anyhow::Error>) -> Refusal {
     Refusal::Error(format!("{:#}", error.into()))
 }

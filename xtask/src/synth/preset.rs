@@ -11,7 +11,7 @@ macro_rules! presets {
     ($($variant:ident, $name:literal, $base:ident, $file_type:literal;)*) => {
         /// A mix, by the name that its files carry.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-        pub(super) enum Preset { $(#[value(name = $name)] $variant,)* }
+        pub(crate) enum Preset { $(#[value(name = $name)] $variant,)* }
 
         impl Preset {
             #[cfg(test)]

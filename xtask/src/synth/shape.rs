@@ -1,12 +1,14 @@
 //! Dimensions of well-known models, and the metadata that states them.
 
+use std::fmt;
+
 use clap::ValueEnum;
 use engine::gguf::GgufWriter;
 
 use super::preset::Preset;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum ShapeName {
+pub(crate) enum ShapeName {
     #[value(name = "0.1b")]
     B0_1,
     #[value(name = "1b")]
@@ -34,6 +36,16 @@ pub(super) struct Shape {
     pub(super) tied: bool,
     pub(super) rope_base: f32,
     pub(super) context: u32,
+}
+
+impl fmt::Display for ShapeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ShapeName::B0_1 => "0.1b",
+            ShapeName::B1 => "1b",
+            ShapeName::B7 => "7b",
+        })
+    }
 }
 
 impl ShapeName {
@@ -95,9 +107,8 @@ impl Shape {
 
     pub(super) fn put_metadata(&self, head: &mut GgufWriter, arch: Arch, name: ShapeName, preset: Preset) {
         let arch = arch.name();
-        let size = name.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned());
         head.put("general.architecture", arch);
-        head.put("general.name", format!("synthetic {arch} {size} {preset}"));
+        head.put("general.name", format!("synthetic {arch} {name} {preset}"));
         head.put("general.quantization_version", 2u32);
         head.put("general.file_type", preset.file_type());
         let mut number = |key: &str, value: u64| head.put(&format!("{arch}.{key}"), value as u32);
