@@ -1,4 +1,24 @@
-//! dunlin: one binary that serves quantized models.
+//! dunlin: one binary that serves quantized models. Parse, run, exit code.
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod commands;
+mod defaults;
+mod error;
+mod loading;
+mod machine;
+mod progress;
+mod serving;
+mod source;
+mod talk;
+
+use clap::Parser;
+use commands::Cli;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match commands::run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => error.report(),
+    }
+}

@@ -41,6 +41,7 @@ pub struct Gguf {
 enum Bytes {
     Mapped(Map),
     Owned(Vec<u8>),
+    Static(&'static [u8]),
 }
 
 impl Bytes {
@@ -48,6 +49,7 @@ impl Bytes {
         match self {
             Bytes::Mapped(map) => map.bytes(),
             Bytes::Owned(bytes) => bytes,
+            Bytes::Static(bytes) => bytes,
         }
     }
 }
@@ -96,6 +98,15 @@ impl Gguf {
     /// Reads a model of one file that is already in memory, for tests and fuzzing.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Gguf, GgufError> {
         Gguf::from_parts(vec![bytes])
+    }
+
+    /// Reads a model of one file that is part of the program.
+    pub fn from_static(bytes: &'static [u8]) -> Result<Gguf, GgufError> {
+        let part = Part::read(bytes)?;
+        if Split::of(&part, bytes)?.is_some() {
+            Split { no: 0, count: 1 }.check(&part, bytes)?;
+        }
+        Gguf::join(vec![(Bytes::Static(bytes), part)], None)
     }
 
     /// Reads a model whose files are already in memory, in order, for tests and fuzzing.

@@ -7,10 +7,12 @@
 mod config;
 pub mod families;
 mod forward;
+mod outline;
 pub mod packed;
 mod weights;
 
 pub use forward::{Batch, Forward, SequenceStep};
+pub use outline::Outline;
 
 use crate::gguf::{Gguf, GgufError};
 use crate::request::TokenId;
@@ -213,14 +215,18 @@ impl Model {
 
     /// Bytes of key-value cache for `tokens` tokens of one sequence.
     pub fn kv_bytes(&self, tokens: usize) -> u64 {
-        let pages = tokens.div_ceil(kernels::attention::PAGE) as u64;
-        pages * self.kv_shape(1).page_bytes() as u64 * self.config.layers as u64
+        kv_bytes(self.config.layers, self.config.kv_heads, self.config.head_dim, tokens)
     }
 
     /// The first of `ids` that is outside of the vocabulary.
     pub fn unknown_token(&self, ids: &[TokenId]) -> Option<TokenId> {
         ids.iter().copied().find(|&id| id as usize >= self.config.vocabulary)
     }
+}
+
+fn kv_bytes(layers: usize, heads: usize, head_dim: usize, tokens: usize) -> u64 {
+    let page_bytes = KvShape { pages: 1, heads, head_dim }.page_bytes() as u64;
+    (tokens.div_ceil(kernels::attention::PAGE) as u64).saturating_mul(page_bytes * layers as u64)
 }
 
 /// Where the file has a vocabulary that text can be made of. "no_vocab" and "test" are what ggml's tools write for files

@@ -7,9 +7,9 @@
 use kernels::format::Format;
 use kernels::matrix::Shape;
 use kernels::ops::{Product, Rows, kinds_for, multiply};
-use kernels::{Activations, Context, Isa, Matrix, Pool};
+use kernels::{Activations, Context, Isa, Matrix, Pool, bandwidth};
 use std::hint::black_box;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const FORMATS: [Format; 9] = [
     Format::Q4_0,
@@ -31,7 +31,10 @@ fn main() {
     for threads in [1, 2] {
         let pool = Pool::new(threads);
         let context = Context { table, pool: &pool };
-        println!("{threads} thread(s), read bandwidth {:.1} GB/s", read_bandwidth(&pool) / 1e9);
+        println!(
+            "{threads} thread(s), read bandwidth {:.1} GB/s",
+            bandwidth::read(&pool, 512 << 20, Duration::from_millis(300)) / 1e9
+        );
         for format in FORMATS {
             let prefill = seconds_of(context, format, 2048, 2048, 96);
             let decode = seconds_of(context, format, 32768, 2048, 1);
@@ -63,27 +66,6 @@ fn seconds_of(context: Context<'_>, format: Format, rows: usize, cols: usize, to
         multiply(context, &activations, &mut [Product::new(black_box(&matrix), &mut out)]);
         start.elapsed().as_secs_f64()
     }))
-}
-
-/// Bytes per second that all threads read together from 512 MiB.
-fn read_bandwidth(pool: &Pool) -> f64 {
-    let data = vec![1u64; 64 << 20];
-    let chunk = data.len() / 64;
-    let seconds = median((0..7).map(|_| {
-        let start = Instant::now();
-        pool.run(64, &|i| {
-            let sum =
-                data[i * chunk..][..chunk].as_chunks::<32>().0.iter().fold([0u64; 32], |mut sums, chunk| {
-                    for (s, x) in sums.iter_mut().zip(chunk) {
-                        *s ^= x;
-                    }
-                    sums
-                });
-            black_box(sum);
-        });
-        start.elapsed().as_secs_f64()
-    }));
-    (data.len() * 8) as f64 / seconds
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {

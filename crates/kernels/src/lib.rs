@@ -13,6 +13,7 @@
 mod arch;
 #[allow(unsafe_code)]
 pub mod attention;
+pub mod bandwidth;
 mod elementwise;
 pub mod format;
 #[allow(unsafe_code)]

@@ -91,3 +91,16 @@ pub struct Chat {
 pub struct TemplateError {
     pub message: String,
 }
+
+/// The tokens of what [`Backend::render`] wrote. Some templates write the beginning of sequence themselves: it must not
+/// come twice.
+pub fn encode_rendered(backend: &dyn Backend, text: &str) -> Vec<TokenId> {
+    let mut tokens = backend.encode(text, EncodeOptions { add_special: true, parse_special: true });
+    if let (Some(beginning), [first, second, ..]) = (backend.beginning_of_sequence(), tokens.as_slice())
+        && *first == beginning
+        && *second == beginning
+    {
+        tokens.remove(0);
+    }
+    tokens
+}

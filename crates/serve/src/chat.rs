@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use engine::request::TokenId;
 
 use crate::answer::collect;
-use crate::backend::{Backend, Chat, EncodeOptions};
+use crate::backend::{Backend, Chat, encode_rendered};
 use crate::error::{ApiError, json};
 use crate::generation::{Generation, Plan};
 use crate::server::Server;
@@ -60,15 +60,7 @@ pub(crate) fn render(backend: &dyn Backend, chat: &Chat) -> Result<String, ApiEr
     })
 }
 
-/// The tokens of a conversation. Some templates write the beginning of sequence themselves: it must not come twice.
+/// The tokens of a conversation.
 fn prompt(backend: &dyn Backend, chat: &Chat) -> Result<Vec<TokenId>, ApiError> {
-    let text = render(backend, chat)?;
-    let mut tokens = backend.encode(&text, EncodeOptions { add_special: true, parse_special: true });
-    if let (Some(beginning), [first, second, ..]) = (backend.beginning_of_sequence(), tokens.as_slice())
-        && *first == beginning
-        && *second == beginning
-    {
-        tokens.remove(0);
-    }
-    Ok(tokens)
+    Ok(encode_rendered(backend, &render(backend, chat)?))
 }

@@ -1,0 +1,252 @@
+//! What `inspect` finds out. The fields and their names are its JSON.
+
+use crate::defaults;
+use crate::error::CliError;
+use crate::machine;
+use crate::source::Source;
+use engine::gguf::{Array, Gguf, TensorInfo, Value};
+use engine::model::Outline;
+use engine::template::ChatTemplate;
+use engine::tokenizer::Tokenizer;
+use serde::Serialize;
+use serde_json::{Map, json};
+use std::collections::BTreeMap;
+
+/// Of a longer array the first elements are shown, of a longer text the beginning.
+const ELEMENTS_SHOWN: usize = 4;
+const CHARS_SHOWN: usize = 160;
+
+#[derive(Serialize)]
+pub(super) struct Facts {
+    pub(super) file: File,
+    pub(super) support: Support,
+    pub(super) parameters: u64,
+    /// Null where the architecture is not known or the model is not whole.
+    pub(super) shape: Option<Shape>,
+    pub(super) memory: Option<Memory>,
+    pub(super) speed: Option<Speed>,
+    pub(super) formats: Vec<Format>,
+    pub(super) metadata: Map<String, serde_json::Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tensors: Option<Vec<Tensor>>,
+}
+
+#[derive(Serialize)]
+pub(super) struct File {
+    pub(super) name: String,
+    pub(super) bytes: u64,
+    pub(super) parts: usize,
+    pub(super) gguf_version: u32,
+}
+
+#[derive(Serialize)]
+pub(super) struct Support {
+    pub(super) architecture: Option<String>,
+    pub(super) supported: bool,
+    /// What is in the way of generating text.
+    pub(super) problems: Vec<String>,
+    pub(super) chat_template: bool,
+}
+
+#[derive(Serialize)]
+pub(super) struct Shape {
+    pub(super) layers: usize,
+    pub(super) width: usize,
+    pub(super) feed_forward: usize,
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head_dim: usize,
+    pub(super) vocabulary: usize,
+    pub(super) context_tokens: usize,
+}
+
+#[derive(Serialize)]
+pub(super) struct Memory {
+    pub(super) weight_bytes: u64,
+    pub(super) kv_bytes_per_1000_tokens: u64,
+    pub(super) context_tokens: usize,
+    pub(super) kv_bytes: u64,
+    pub(super) working_bytes: u64,
+    pub(super) total_bytes: u64,
+    /// Null where the system does not say.
+    pub(super) available_bytes: Option<u64>,
+    pub(super) fits: Option<bool>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Speed {
+    pub(super) read_bytes_per_second_measured: f64,
+    pub(super) threads: usize,
+    pub(super) bytes_per_token: u64,
+    /// The bound that reading the weights sets.
+    pub(super) tokens_per_second_max: f64,
+    /// Whether the weights are so small that caches hold much of them, so that the bound does not hold.
+    pub(super) may_stay_in_caches: bool,
+}
+
+#[derive(Serialize)]
+pub(super) struct Format {
+    pub(super) format: &'static str,
+    pub(super) tensors: usize,
+    pub(super) parameters: u64,
+    pub(super) bytes: u64,
+}
+
+#[derive(Serialize)]
+pub(super) struct Tensor {
+    pub(super) name: String,
+    pub(super) format: &'static str,
+    pub(super) shape: Vec<u64>,
+    pub(super) bytes: u64,
+}
+
+impl Facts {
+    pub(super) fn gather(
+        gguf: &Gguf,
+        source: &Source,
+        context_tokens: Option<usize>,
+        bandwidth: Option<f64>,
+        tensors: bool,
+    ) -> Facts {
+        let outline = Outline::read(gguf);
+        let support = support(gguf, outline.as_ref().err().map(ToString::to_string));
+        let outline = outline.ok();
+        Facts {
+            file: File {
+                name: source.name(),
+                bytes: gguf.len_bytes(),
+                parts: gguf.parts(),
+                gguf_version: gguf.version(),
+            },
+            support,
+            parameters: gguf.tensors().iter().map(TensorInfo::elements).sum(),
+            shape: outline.as_ref().map(shape),
+            memory: outline.as_ref().map(|outline| memory(outline, context_tokens)),
+            speed: outline.as_ref().zip(bandwidth).map(|(outline, bandwidth)| speed(outline, bandwidth)),
+            formats: formats(gguf),
+            metadata: gguf.metadata().map(|(key, value)| (key.to_owned(), abbreviate(&value))).collect(),
+            tensors: tensors.then(|| gguf.tensors().iter().map(tensor).collect()),
+        }
+    }
+}
+
+fn support(gguf: &Gguf, model_problem: Option<String>) -> Support {
+    let architecture = gguf.str("general.architecture").ok().flatten().map(str::to_owned);
+    let message = |error: anyhow::Error| CliError::from(error).message();
+    let tokenizer = Tokenizer::from_gguf(gguf);
+    let template = tokenizer.as_ref().ok().map(|tokenizer| ChatTemplate::from_gguf(gguf, tokenizer));
+    let chat_template = matches!(template, Some(Ok(Some(_))));
+    let mut problems: Vec<String> = model_problem.into_iter().collect();
+    problems.extend(tokenizer.err().map(|error| format!("vocabulary: {}", message(error.into()))));
+    problems.extend(template.and_then(Result::err).map(|error| message(error.into())));
+    Support { architecture, supported: problems.is_empty(), problems, chat_template }
+}
+
+fn shape(outline: &Outline) -> Shape {
+    Shape {
+        layers: outline.layers,
+        width: outline.width,
+        feed_forward: outline.feed_forward,
+        heads: outline.heads,
+        kv_heads: outline.kv_heads,
+        head_dim: outline.head_dim,
+        vocabulary: outline.vocabulary,
+        context_tokens: outline.context_tokens,
+    }
+}
+
+fn memory(outline: &Outline, context_tokens: Option<usize>) -> Memory {
+    let context_tokens =
+        context_tokens.unwrap_or_else(|| outline.context_tokens.min(defaults::CONTEXT_TOKENS_MAX));
+    let kv_bytes = outline.kv_bytes(context_tokens);
+    let total_bytes = outline.packed_bytes.saturating_add(kv_bytes).saturating_add(defaults::WORKING_BYTES);
+    let available_bytes = machine::memory().map(|memory| memory.available_bytes);
+    Memory {
+        weight_bytes: outline.packed_bytes,
+        // Of a long context: the cache is made of pages, and a short one is mostly rounding.
+        kv_bytes_per_1000_tokens: outline.kv_bytes(128_000) / 128,
+        context_tokens,
+        kv_bytes,
+        working_bytes: defaults::WORKING_BYTES,
+        total_bytes,
+        available_bytes,
+        fits: available_bytes.map(|available| total_bytes <= available),
+    }
+}
+
+fn speed(outline: &Outline, bandwidth: f64) -> Speed {
+    let bytes_per_token = outline.bytes_per_token();
+    Speed {
+        read_bytes_per_second_measured: bandwidth.round(),
+        threads: machine::threads(),
+        bytes_per_token,
+        tokens_per_second_max: (bandwidth / bytes_per_token as f64 * 10.0).round() / 10.0,
+        may_stay_in_caches: bytes_per_token < defaults::CACHES_BYTES,
+    }
+}
+
+/// Formats by the parameters they hold, most first.
+fn formats(gguf: &Gguf) -> Vec<Format> {
+    let mut formats = BTreeMap::new();
+    for tensor in gguf.tensors() {
+        let name = tensor.ty.name();
+        let of =
+            formats.entry(tensor.ty).or_insert(Format { format: name, tensors: 0, parameters: 0, bytes: 0 });
+        of.tensors += 1;
+        of.parameters = of.parameters.saturating_add(tensor.elements());
+        of.bytes = of.bytes.saturating_add(tensor.len_bytes());
+    }
+    let mut formats: Vec<_> = formats.into_values().collect();
+    formats.sort_by_key(|format| std::cmp::Reverse(format.parameters));
+    formats
+}
+
+fn tensor(info: &TensorInfo) -> Tensor {
+    Tensor {
+        name: info.name.clone(),
+        format: info.ty.name(),
+        shape: info.shape.clone(),
+        bytes: info.len_bytes(),
+    }
+}
+
+fn abbreviate(value: &Value<'_>) -> serde_json::Value {
+    match value {
+        Value::Array(array) if array.len() <= ELEMENTS_SHOWN => first(array).into(),
+        Value::Array(array) => {
+            json!({"type": array.ty().name(), "length": array.len(), "first": first(array)})
+        }
+        value => scalar(value),
+    }
+}
+
+fn first(array: &Array<'_>) -> Vec<serde_json::Value> {
+    match array.strings() {
+        Some(strings) => strings
+            .iter()
+            .take(ELEMENTS_SHOWN)
+            .map(|bytes| shortened(&String::from_utf8_lossy(bytes)).into())
+            .collect(),
+        None => array.scalars().take(ELEMENTS_SHOWN).map(|value| scalar(&value)).collect(),
+    }
+}
+
+fn scalar(value: &Value<'_>) -> serde_json::Value {
+    if let Some(text) = value.as_str() {
+        return shortened(text).into();
+    }
+    if let Some(flag) = value.as_bool() {
+        return flag.into();
+    }
+    match value.as_int() {
+        Some(int) => i64::try_from(int).map_or_else(|_| json!(int as u64), |int| json!(int)),
+        None => json!(value.as_f32()),
+    }
+}
+
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(CHARS_SHOWN) {
+        Some((end, _)) => format!("{}... ({} bytes)", &text[..end], text.len()),
+        None => text.to_owned(),
+    }
+}

@@ -1,0 +1,246 @@
+//! From a source to an engine that generates: threads, instruction set, context, cache folder, and whether it all fits.
+
+use crate::defaults;
+use crate::error::{CliError, Kind, supported_isas};
+use crate::machine::{self, Memory};
+use crate::progress::PackingBar;
+use crate::source::Source;
+use crate::talk;
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use engine::gguf::Gguf;
+use engine::model::{Outline, packed};
+use engine::{Engine, EngineConfig, Isa, Model, OpenOptions, Pool};
+use std::env;
+use std::path::PathBuf;
+use std::sync::Arc;
+use stdx::units::Bytes;
+
+/// How to compute, the same for every command that does.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Computing")]
+pub(crate) struct LoadArgs {
+    /// Threads that compute [default: the physical cores this process may use]
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+
+    /// Tokens that one conversation may hold, prompt and answer together [default: the model's, at most 4096]
+    #[arg(long, short, value_name = "TOKENS")]
+    ctx_size: Option<usize>,
+
+    /// Instruction set to use [default: the fastest of this processor]
+    #[arg(long, value_name = "SET", value_parser = isa_parser())]
+    isa: Option<Isa>,
+
+    /// Folder for packed weights, which make the next start fast [default: $DUNLIN_CACHE_DIR,
+    /// $XDG_CACHE_HOME/dunlin or ~/.cache/dunlin]
+    #[arg(long, value_name = "FOLDER", conflicts_with = "no_cache")]
+    cache_dir: Option<PathBuf>,
+
+    /// Pack weights into memory at every start and leave no files behind
+    #[arg(long)]
+    no_cache: bool,
+
+    /// Load the model even if it seems not to fit into memory
+    #[arg(long)]
+    no_memory_check: bool,
+}
+
+fn isa_parser() -> impl TypedValueParser<Value = Isa> {
+    PossibleValuesParser::new(Isa::ALL.map(Isa::name)).map(|name| name.parse().expect("one of the names"))
+}
+
+/// What the arguments mean for a model: everything is known, nothing is loaded.
+pub(crate) struct Plan {
+    pub(crate) source: Source,
+    gguf: Gguf,
+    pub(crate) isa: Isa,
+    pub(crate) threads: usize,
+    pub(crate) config: EngineConfig,
+    cache: Option<PathBuf>,
+}
+
+impl LoadArgs {
+    /// Opens the file and checks that `parallel` conversations with it fit into memory.
+    pub(crate) fn plan(&self, source: Source, config: EngineConfig) -> Result<Plan, CliError> {
+        let isa = self.isa.unwrap_or_else(Isa::detect);
+        if !isa.is_supported() {
+            let hint = format!("it has {}; without --isa the fastest is used", supported_isas());
+            return Err(CliError::new(Kind::Usage, format!("this processor has no {isa}")).with_hint(hint));
+        }
+        let gguf = source.open()?;
+        let outline = Outline::read(&gguf)?;
+        let context_tokens = self.context_tokens(&outline)?;
+        let config = EngineConfig { context_tokens, ..config };
+        let needs = Needs::new(&outline, &config);
+        if !self.no_memory_check
+            && let Some(memory) = machine::memory()
+        {
+            needs.check(&outline, &config, memory)?;
+        }
+        let threads = self.threads.map_or_else(machine::threads, usize::from);
+        let cache = if self.no_cache { None } else { self.cache_dir.clone().or_else(cache_dir) };
+        let cache = cache.map(|folder| folder.join("packed"));
+        Ok(Plan { source, gguf, isa, threads, config, cache })
+    }
+
+    fn context_tokens(&self, outline: &Outline) -> Result<usize, CliError> {
+        let trained = outline.context_tokens;
+        match self.ctx_size {
+            None => Ok(trained.min(defaults::CONTEXT_TOKENS_MAX)),
+            Some(asked) if (1..=trained).contains(&asked) => Ok(asked),
+            Some(asked) => {
+                let message = format!(
+                    "a context of {asked} tokens is not possible: the model was trained for {trained}"
+                );
+                Err(CliError::new(Kind::Usage, message)
+                    .with_hint(format!("choose --ctx-size from 1 to {trained}")))
+            }
+        }
+    }
+}
+
+/// `$DUNLIN_CACHE_DIR`, else the XDG base directory's folder for this program.
+fn cache_dir() -> Option<PathBuf> {
+    let folder = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    folder("DUNLIN_CACHE_DIR")
+        .or_else(|| Some(folder("XDG_CACHE_HOME").filter(|path| path.is_absolute())?.join("dunlin")))
+        .or_else(|| Some(folder("HOME")?.join(".cache/dunlin")))
+}
+
+/// Memory that a model takes at work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Needs {
+    weight_bytes: u64,
+    kv_bytes: u64,
+}
+
+impl Needs {
+    fn new(outline: &Outline, config: &EngineConfig) -> Self {
+        let kv_bytes = outline.kv_bytes(config.context_tokens).saturating_mul(config.parallel as u64);
+        Self { weight_bytes: outline.packed_bytes, kv_bytes }
+    }
+
+    fn total_bytes(self) -> u64 {
+        self.weight_bytes.saturating_add(self.kv_bytes).saturating_add(defaults::WORKING_BYTES)
+    }
+
+    fn check(self, outline: &Outline, config: &EngineConfig, memory: Memory) -> Result<(), CliError> {
+        let available = memory.available_bytes;
+        if self.total_bytes() <= available {
+            return Ok(());
+        }
+        let message = format!(
+            "the model needs {} of memory ({} weights, {} for {} x {} tokens of context, {} to work with) and {} has {} left",
+            Bytes(self.total_bytes()),
+            Bytes(self.weight_bytes),
+            Bytes(self.kv_bytes),
+            config.parallel,
+            config.context_tokens,
+            Bytes(defaults::WORKING_BYTES),
+            memory.limited_by,
+            Bytes(available),
+        );
+        let hint = match fitting_context(outline, available) {
+            Some(tokens) if tokens >= config.context_tokens => {
+                format!(
+                    "fewer conversations at once would fit: --parallel 1 --ctx-size {}",
+                    config.context_tokens
+                )
+            }
+            Some(tokens) => format!("a smaller context would fit: --parallel 1 --ctx-size {tokens}"),
+            None => format!(
+                "the weights alone are too large; a smaller quantization or model of at most {} would fit",
+                Bytes(available.saturating_sub(defaults::WORKING_BYTES + outline.kv_bytes(1024)))
+            ),
+        };
+        let hint = format!("{hint}; --no-memory-check loads it anyway");
+        Err(CliError::new(Kind::Memory, message).with_hint(hint))
+    }
+}
+
+/// The largest round context of one conversation that fits beside the weights; `None` below 256 tokens.
+fn fitting_context(outline: &Outline, available: u64) -> Option<usize> {
+    let left = available.checked_sub(outline.packed_bytes.saturating_add(defaults::WORKING_BYTES))?;
+    let round = |&tokens: &usize| outline.kv_bytes(tokens) <= left;
+    (8..=20).rev().map(|power| 1 << power).filter(|&tokens| tokens <= outline.context_tokens).find(round)
+}
+
+impl Plan {
+    /// One line about what will be loaded.
+    pub(crate) fn describe(&self) -> String {
+        format!(
+            "{} ({}), {} thread{}, {}, context {} tokens",
+            self.source.name(),
+            Bytes(self.gguf.len_bytes()),
+            self.threads,
+            if self.threads == 1 { "" } else { "s" },
+            self.isa,
+            self.config.context_tokens,
+        )
+    }
+
+    /// Packs or maps the weights and starts the engine.
+    pub(crate) fn load(self) -> Result<Engine, CliError> {
+        let options = OpenOptions { isa: self.isa, cache: self.cache, memory_bytes_max: None };
+        let pool = Pool::new(self.threads);
+        let mut bar = PackingBar::new();
+        let model = Model::from_gguf(self.gguf, &options, &pool, &mut |progress| bar.update(progress))?;
+        drop(bar);
+        if let packed::Outcome::MemoryInstead { path, error } = model.packing() {
+            talk::say(format_args!(
+                "warning: packed weights are kept in memory only, so the next start takes as long: cannot write {}: {error}",
+                path.display()
+            ));
+        }
+        if model.tokenizer().is_none() {
+            let message =
+                format!("{} has no vocabulary, so it cannot read or write text", self.source.name());
+            return Err(CliError::new(Kind::Model, message)
+                .with_hint("convert the model again together with its tokenizer"));
+        }
+        Ok(Engine::start(Arc::new(model), pool, self.config))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn outline() -> Outline {
+        Outline {
+            family: "llama",
+            layers: 16,
+            width: 2048,
+            feed_forward: 8192,
+            heads: 32,
+            kv_heads: 8,
+            head_dim: 64,
+            context_tokens: 131_072,
+            vocabulary: 128_256,
+            packed_bytes: GIB,
+        }
+    }
+
+    fn check(available_bytes: u64, parallel: usize, context_tokens: usize, hint: Option<&str>) {
+        let config = EngineConfig { parallel, context_tokens, ..EngineConfig::default() };
+        let memory = Memory { available_bytes, limited_by: "this machine" };
+        let refused = Needs::new(&outline(), &config).check(&outline(), &config, memory).err();
+        assert_eq!(refused.as_ref().map(|e| e.kind()), hint.map(|_| Kind::Memory), "{available_bytes}");
+        if let Some(hint) = hint {
+            let said = refused.and_then(|e| e.hint().map(str::to_owned)).unwrap_or_default();
+            assert!(said.contains(hint), "{said} does not say {hint}");
+        }
+    }
+
+    #[test]
+    fn a_model_that_does_not_fit_is_refused_with_what_would() {
+        check(2 * GIB, 4, 4096, None);
+        check(3 * GIB / 2, 4, 4096, Some("--parallel 1 --ctx-size 4096"));
+        check(GIB + GIB / 8, 4, 4096, Some("--parallel 1 --ctx-size 1024"));
+        check(GIB, 1, 4096, Some("a smaller quantization or model of at most"));
+        check(0, 1, 4096, Some("at most 0 B"));
+    }
+}

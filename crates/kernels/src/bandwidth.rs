@@ -1,0 +1,54 @@
+//! How fast this machine reads memory: what bounds the tokens per second of every model that does not fit in a cache.
+
+use crate::Pool;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+/// Pieces that a pass is shared out in; several a thread, so that a slow thread delays a pass by little.
+const PIECES: usize = 64;
+
+/// A median of fewer passes would be an accident.
+const PASSES_MIN: usize = 3;
+
+/// Bytes per second that all threads of `pool` read together from a buffer of `buffer_bytes`, which should be far
+/// larger than the caches: the median of as many passes as fit in `time`, three at least.
+pub fn read(pool: &Pool, buffer_bytes: usize, time: Duration) -> f64 {
+    let piece = (buffer_bytes / 8 / PIECES).next_multiple_of(32).max(32);
+    // Ones, not zeros: pages of zeros that nobody has written to are all the same page.
+    let data = vec![1u64; piece * PIECES];
+    let began = Instant::now();
+    let mut seconds = Vec::new();
+    while seconds.len() < PASSES_MIN || began.elapsed() < time {
+        let start = Instant::now();
+        pool.run(PIECES, &|i| {
+            black_box(fold(&data[i * piece..][..piece]));
+        });
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    seconds.sort_by(f64::total_cmp);
+    (data.len() * 8) as f64 / seconds[seconds.len() / 2].max(f64::MIN_POSITIVE)
+}
+
+/// Reads all of `data`, in a way that compiles to wide loads.
+fn fold(data: &[u64]) -> [u64; 32] {
+    data.as_chunks::<32>().0.iter().fold([0u64; 32], |mut sums, chunk| {
+        for (sum, x) in sums.iter_mut().zip(chunk) {
+            *sum ^= x;
+        }
+        sums
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bandwidth_is_a_positive_number_whatever_the_buffer() {
+        let pool = Pool::new(2);
+        for bytes in [0, 1, 1 << 20] {
+            let bandwidth = read(&pool, bytes, Duration::ZERO);
+            assert!(bandwidth.is_finite() && bandwidth > 0.0, "{bytes} bytes: {bandwidth}");
+        }
+    }
+}
