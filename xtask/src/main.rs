@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod aarch64;
 mod conformance;
 mod synth;
 
@@ -18,12 +19,14 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Aarch64(aarch64::Args),
     Conformance(conformance::Args),
     Synth(synth::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Aarch64(args) => aarch64::run(&args),
         Command::Conformance(args) => conformance::run(&args),
         Command::Synth(args) => synth::run(&args),
     };

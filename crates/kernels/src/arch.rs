@@ -1,4 +1,5 @@
 //! One folder per instruction set, with the same files in each.
+#![allow(clippy::needless_range_loop, reason = "an index names one token, row or half in several arrays")]
 
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod aarch64 {

@@ -8,6 +8,7 @@ use kernels::format::Format;
 use kernels::{Context, Isa, Pool};
 
 /// Runs a test once per supported instruction set and thread count, and says so.
+#[allow(clippy::print_stdout, reason = "a test says what it ran on")]
 fn for_each_isa(test: &str, f: impl Fn(Context<'_>)) {
     let mut ran = Vec::new();
     for isa in Isa::ALL {
