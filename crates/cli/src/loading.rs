@@ -239,7 +239,7 @@ mod tests {
     fn a_model_that_does_not_fit_is_refused_with_what_would() {
         check(2 * GIB, 4, 4096, None);
         check(3 * GIB / 2, 4, 4096, Some("--parallel 1 --ctx-size 4096"));
-        check(GIB + GIB / 8, 4, 4096, Some("--parallel 1 --ctx-size 1024"));
+        check(GIB + GIB / 8, 4, 4096, Some("--parallel 1 --ctx-size 2048"));
         check(GIB, 1, 4096, Some("a smaller quantization or model of at most"));
         check(0, 1, 4096, Some("at most 0 B"));
     }

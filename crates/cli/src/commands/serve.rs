@@ -20,8 +20,8 @@ Examples:
   dunlin serve model.gguf --parallel 8 --ctx-size 2048     more clients, shorter conversations
   curl http://127.0.0.1:8080/health
 
-API: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /apply-template, /health, /metrics,
-and a chat page at /.")]
+API: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /apply-template,
+/health and /metrics; a chat page at /.")]
 pub(crate) struct ServeArgs {
     /// The model, a GGUF file; any part of a split one
     model: PathBuf,
