@@ -165,7 +165,7 @@ impl Writer {
         if self.kinds.float {
             // SAFETY: `reset` made room for `tokens * cols` floats.
             unsafe {
-                write_floats(self.floats.add(panel.start * self.cols + lane), width, row.iter().copied())
+                write_floats(self.floats.add(panel.start * self.cols + lane), width, row.iter().copied());
             }
         }
         if self.kinds.bf16 {
