@@ -1,7 +1,7 @@
 //! The key-value cache: one pool of pages shared by all sequences, for every layer alike.
 
 use crate::model::Model;
-use kernels::attention::{KvLayer, PAGE};
+use kernels::attention::{KvFormat, KvLayer, PAGE};
 
 /// Keys and values of all layers, and which pages are free. Pages that were never used cost no memory.
 #[derive(Debug)]
@@ -16,8 +16,13 @@ pub struct KvCache {
 impl KvCache {
     /// A cache for `tokens` positions, rounded up to whole pages.
     pub fn new(model: &Model, tokens: usize) -> Self {
+        Self::with_format(model, KvFormat::default(), tokens)
+    }
+
+    /// As [`KvCache::new`], with elements of another format than the usual halves.
+    pub fn with_format(model: &Model, format: KvFormat, tokens: usize) -> Self {
         let pages = tokens.div_ceil(PAGE).max(1);
-        let shape = model.kv_shape(pages);
+        let shape = model.kv_shape(format, pages);
         Self {
             layers: (0..model.layers()).map(|_| KvLayer::new(shape)).collect(),
             free: (0..pages as u32).rev().collect(),

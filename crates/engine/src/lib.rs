@@ -17,6 +17,7 @@ pub mod tokenizer;
 
 pub use cache::KvCache;
 pub use engine::{Engine, EngineConfig};
+pub use kernels::attention::KvFormat;
 pub use kernels::{Isa, Pool};
 pub use model::{Model, ModelError, OpenOptions};
 pub use request::*;

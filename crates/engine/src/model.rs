@@ -19,7 +19,7 @@ use crate::request::TokenId;
 use crate::template::{ChatTemplate, TemplateError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 use config::Config;
-use kernels::attention::KvShape;
+use kernels::attention::{KvFormat, KvShape};
 use kernels::{Format, Isa, Pool};
 use std::path::{Path, PathBuf};
 use weights::Weights;
@@ -205,8 +205,8 @@ impl Model {
     }
 
     /// The shape of a key-value cache of `pages` pages for this model.
-    pub(crate) fn kv_shape(&self, pages: usize) -> KvShape {
-        KvShape { pages, heads: self.config.kv_heads, head_dim: self.config.head_dim }
+    pub(crate) fn kv_shape(&self, format: KvFormat, pages: usize) -> KvShape {
+        KvShape { format, pages, heads: self.config.kv_heads, head_dim: self.config.head_dim }
     }
 
     pub(crate) fn layers(&self) -> usize {
@@ -225,7 +225,7 @@ impl Model {
 }
 
 fn kv_bytes(layers: usize, heads: usize, head_dim: usize, tokens: usize) -> u64 {
-    let page_bytes = KvShape { pages: 1, heads, head_dim }.page_bytes() as u64;
+    let page_bytes = KvShape { format: KvFormat::F16, pages: 1, heads, head_dim }.page_bytes() as u64;
     (tokens.div_ceil(kernels::attention::PAGE) as u64).saturating_mul(page_bytes * layers as u64)
 }
 

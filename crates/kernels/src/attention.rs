@@ -1,4 +1,4 @@
-//! Attention over a paged F16 key-value cache: rotary embedding, writing keys and values, and the softmax over them.
+//! Attention over a paged key-value cache: rotary embedding, writing keys and values, and the softmax over them.
 //!
 //! A page holds [`PAGE`] positions of one layer. Keys lie like packed weights, 16 positions interleaved, so a tile scores
 //! 16 positions for up to 12 query rows at once; values lie a row per position, so a tile mixes 16 dimensions at once.
@@ -13,7 +13,7 @@ use crate::isa::width_index;
 use crate::ops::{Rows, for_each_token};
 use crate::panel::PANEL_WIDTHS;
 use crate::shared::SharedMut;
-use half::f16;
+use half::{bf16, f16};
 use std::cell::RefCell;
 
 /// Positions in a page of the cache.
@@ -28,9 +28,40 @@ const ROWS_MAX: usize = PANEL_WIDTHS[0];
 /// The longest head; what the scratch space of a thread is made for.
 pub const HEAD_DIM_MAX: usize = 512;
 
+/// How the elements of a cache are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvFormat {
+    /// As computed; for comparing engines.
+    F32,
+    #[default]
+    F16,
+    BF16,
+}
+
+impl KvFormat {
+    pub const fn bytes(self) -> usize {
+        match self {
+            KvFormat::F32 => 4,
+            KvFormat::F16 | KvFormat::BF16 => 2,
+        }
+    }
+
+    /// Stores the nearest value, the largest finite half beyond that: an infinity in the cache would turn masked
+    /// positions into NaN.
+    #[inline(always)]
+    fn store(self, x: f32, out: &mut [u8]) {
+        match self {
+            KvFormat::F32 => out.copy_from_slice(&x.to_le_bytes()),
+            KvFormat::F16 => out.copy_from_slice(&f16::from_f32(x.clamp(-65504.0, 65504.0)).to_le_bytes()),
+            KvFormat::BF16 => out.copy_from_slice(&bf16::from_f32(x).to_le_bytes()),
+        }
+    }
+}
+
 /// The shape of a cache: the same for every layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvShape {
+    pub format: KvFormat,
     pub pages: usize,
     pub heads: usize,
     pub head_dim: usize,
@@ -43,7 +74,7 @@ impl KvShape {
 
     /// Bytes of one page of one layer, keys and values.
     pub fn page_bytes(self) -> usize {
-        2 * PAGE * self.heads * (self.head_dim + self.value_stride())
+        self.format.bytes() * PAGE * self.heads * (self.head_dim + self.value_stride())
     }
 }
 
@@ -51,8 +82,33 @@ impl KvShape {
 #[derive(Debug)]
 pub struct KvLayer {
     shape: KvShape,
-    keys: Vec<u16>,
-    values: Vec<u16>,
+    keys: LazyBytes,
+    values: LazyBytes,
+}
+
+/// Zeroes that start on a cache line and are not there before they are touched.
+#[derive(Debug)]
+struct LazyBytes {
+    data: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl LazyBytes {
+    fn new(len: usize) -> Self {
+        const LINE: usize = 64;
+        let data = vec![0; len + LINE];
+        let start = data.as_ptr().align_offset(LINE).min(LINE);
+        Self { data, start, len }
+    }
+
+    fn as_slice(&self) -> &[u8] {
+        &self.data[self.start..][..self.len]
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [u8] {
+        &mut self.data[self.start..][..self.len]
+    }
 }
 
 impl KvLayer {
@@ -61,13 +117,18 @@ impl KvLayer {
     pub fn new(shape: KvShape) -> Self {
         assert!(shape.head_dim <= HEAD_DIM_MAX, "heads of {} are longer than {HEAD_DIM_MAX}", shape.head_dim);
         let rows = shape.pages * shape.heads * PAGE;
-        Self { shape, keys: vec![0; rows * shape.head_dim], values: vec![0; rows * shape.value_stride()] }
+        let bytes = rows * shape.format.bytes();
+        let (keys, values) =
+            (LazyBytes::new(bytes * shape.head_dim), LazyBytes::new(bytes * shape.value_stride()));
+        Self { shape, keys, values }
     }
 
+    /// Where a head's keys start, in elements.
     fn key_start(&self, page: usize, head: usize) -> usize {
         (page * self.shape.heads + head) * PAGE * self.shape.head_dim
     }
 
+    /// Where a head's values start, in elements.
     fn value_start(&self, page: usize, head: usize) -> usize {
         (page * self.shape.heads + head) * PAGE * self.shape.value_stride()
     }
@@ -170,7 +231,9 @@ pub fn rotate_and_store(
     let key_start: Vec<_> = place.iter().map(|&(page, _)| layer.key_start(page, 0)).collect();
     let value_start: Vec<_> = place.iter().map(|&(page, _)| layer.value_start(page, 0)).collect();
     let (q, k) = (q.shared(), k.shared());
-    let (keys, values) = (SharedMut::new(&mut layer.keys), SharedMut::new(&mut layer.values));
+    let (format, size) = (shape.format, shape.format.bytes());
+    let keys = SharedMut::new(layer.keys.as_mut_slice());
+    let values = SharedMut::new(layer.values.as_mut_slice());
     for_each_token(context, place.len(), &|t| {
         let slot = place[t].1;
         // SAFETY: each token has its own rows, and its own slot in the cache.
@@ -182,21 +245,16 @@ pub fn rotate_and_store(
             let key = key_start[t] + head * PAGE * dim + slot / 16 * 16 * dim + slot % 16;
             for (c, &k) in k.iter().enumerate() {
                 // SAFETY: element `slot` of column `c`, this token's own.
-                unsafe { keys.slice(key + c * 16, 1)[0] = to_half(k) };
+                format.store(k, unsafe { keys.slice((key + c * 16) * size, size) });
             }
             // SAFETY: this token's own row.
-            let out = unsafe { values.slice(value_start[t] + (head * PAGE + slot) * stride, dim) };
-            for (out, &v) in out.iter_mut().zip(v) {
-                *out = to_half(v);
+            let out =
+                unsafe { values.slice((value_start[t] + (head * PAGE + slot) * stride) * size, dim * size) };
+            for (out, &v) in out.chunks_exact_mut(size).zip(v) {
+                format.store(v, out);
             }
         }
     });
-}
-
-/// The nearest half, and the largest finite one beyond that: an infinity in the cache would turn masked positions
-/// into NaN.
-fn to_half(x: f32) -> u16 {
-    f16::from_f32(x.clamp(-65504.0, 65504.0)).to_bits()
 }
 
 /// Page and slot of every token of a batch.
@@ -389,15 +447,17 @@ fn attend_block(
     let (dim, stride, width) = (layer.shape.head_dim, scratch.stride, scratch.width);
     let positions = last(count - 1) + 1;
     let index = width_index(width);
+    let (tiles, size) = (context.table.cache_tiles(layer.shape.format), layer.shape.format.bytes());
+    let (score, mix) = (tiles.score[index], tiles.mix[index]);
     for (p, &page) in pages[..positions.div_ceil(PAGE)].iter().enumerate() {
         let start = p * PAGE;
         let seen = PAGE.min(positions - start);
-        let keys = &layer.keys[layer.key_start(page as usize, head)..][..PAGE * dim];
-        for (block, keys) in keys.chunks_exact(16 * dim).take(seen.div_ceil(16)).enumerate() {
+        let keys = &layer.keys.as_slice()[layer.key_start(page as usize, head) * size..][..PAGE * dim * size];
+        for (block, keys) in keys.chunks_exact(16 * dim * size).take(seen.div_ceil(16)).enumerate() {
             let out = scratch.scores[block * 16..].as_mut_ptr();
             // SAFETY: `queries` is dim x width, `keys` dim x 16, and each of `width` rows of PAGE scores has 16 from
             // `block * 16` on; the table proves the instruction set.
-            unsafe { (context.table.score[index])(scratch.queries.as_ptr(), keys.as_ptr(), dim, out, PAGE) };
+            unsafe { score(scratch.queries.as_ptr(), keys.as_ptr(), dim, out, PAGE) };
         }
         for r in 0..width {
             let scores = &mut scratch.scores[r * PAGE..][..seen.next_multiple_of(16)];
@@ -411,14 +471,15 @@ fn attend_block(
             scratch.alpha[r] = alpha;
             *state = State { max, sum: state.sum * alpha + sum };
         }
-        let values = &layer.values[layer.value_start(page as usize, head)..][..PAGE * stride];
+        let values =
+            &layer.values.as_slice()[layer.value_start(page as usize, head) * size..][..PAGE * stride * size];
         for block in (0..stride).step_by(16) {
             let out = scratch.span[block..].as_mut_ptr();
             // SAFETY: `scores` is width x PAGE, `values` has PAGE rows of `stride`, of which 16 from `block` on are read,
             // `alpha` and `span` have `width` rows; the table proves the instruction set.
             unsafe {
-                let (weight, v) = (scratch.scores.as_ptr(), values[block..].as_ptr());
-                (context.table.mix[index])(weight, v, stride, seen, scratch.alpha.as_ptr(), out, stride);
+                let (weight, v) = (scratch.scores.as_ptr(), values[block * size..].as_ptr());
+                mix(weight, v, stride, seen, scratch.alpha.as_ptr(), out, stride);
             }
         }
         if (p + 1) % (SPAN / PAGE) == 0 {

@@ -2,6 +2,7 @@
 //!
 //! A [`Table`] can only be had for a set that the processor has, so holding one proves support.
 
+use crate::attention::KvFormat;
 use crate::layout::{Bytes, Layout};
 use crate::panel::PANEL_WIDTHS;
 use std::fmt;
@@ -141,24 +142,30 @@ pub(crate) type Tiles = [TileFn; PANEL_WIDTHS.len()];
 
 /// Scores of 16 positions for `T` query rows: `out[t * out_stride + j] = sum over c of q[c * T + t] * k[c * 16 + j]`.
 ///
-/// Contract: `q` holds `dim * T` floats, `k` `dim * 16` halves, `out` `T` rows of 16 floats.
+/// Contract: `q` holds `dim * T` floats, `k` `dim * 16` elements of the cache's format, `out` `T` rows of 16 floats.
 pub(crate) type ScoreFn =
-    unsafe fn(q: *const f32, k: *const u16, dim: usize, out: *mut f32, out_stride: usize);
+    unsafe fn(q: *const f32, k: *const u8, dim: usize, out: *mut f32, out_stride: usize);
 
 /// Weighted sum of values for `T` query rows and 16 dimensions, onto a rescaled accumulator:
 /// `out[t * out_stride + j] = out[..] * alpha[t] + sum over p < count of weight[t * PAGE + p] * v[p * v_stride + j]`.
 ///
-/// Contract: `weight` holds `T` rows of [`PAGE`](crate::attention::PAGE) floats, `v` `count` rows of 16 halves
-/// `v_stride` apart, `alpha` `T` floats and `out` `T` rows of 16 floats.
+/// Contract: `weight` holds `T` rows of [`PAGE`](crate::attention::PAGE) floats, `v` `count` rows of 16 elements of the
+/// cache's format, `v_stride` elements apart, `alpha` `T` floats and `out` `T` rows of 16 floats.
 pub(crate) type MixFn = unsafe fn(
     weight: *const f32,
-    v: *const u16,
+    v: *const u8,
     v_stride: usize,
     count: usize,
     alpha: *const f32,
     out: *mut f32,
     out_stride: usize,
 );
+
+/// What attention does with the cache, for one format of it; a function per panel width, widest first.
+pub(crate) struct CacheTiles {
+    pub(crate) score: [ScoreFn; PANEL_WIDTHS.len()],
+    pub(crate) mix: [MixFn; PANEL_WIDTHS.len()],
+}
 
 /// The functions of one instruction set.
 pub struct Table {
@@ -172,8 +179,9 @@ pub struct Table {
     pub(crate) q6k: Tiles,
     pub(crate) w8: Tiles,
     pub(crate) w8_half: Tiles,
-    pub(crate) score: [ScoreFn; PANEL_WIDTHS.len()],
-    pub(crate) mix: [MixFn; PANEL_WIDTHS.len()],
+    pub(crate) cache_f32: CacheTiles,
+    pub(crate) cache_f16: CacheTiles,
+    pub(crate) cache_bf16: CacheTiles,
     /// Contract: see `panel::quantize_row_body`.
     pub(crate) quantize_row: unsafe fn(row: &[f32], panel: *mut u8, width: usize, lane: usize),
     /// Contract of these: the processor has the instruction set, which holding a table proves.
@@ -196,6 +204,16 @@ impl Table {
             Layout::Q6K => &self.q6k,
             Layout::W8 => &self.w8,
             Layout::W8Half => &self.w8_half,
+        }
+    }
+}
+
+impl Table {
+    pub(crate) fn cache_tiles(&self, format: KvFormat) -> &CacheTiles {
+        match format {
+            KvFormat::F32 => &self.cache_f32,
+            KvFormat::F16 => &self.cache_f16,
+            KvFormat::BF16 => &self.cache_bf16,
         }
     }
 }

@@ -10,7 +10,7 @@ use engine::gguf::{GgmlType, Gguf};
 use engine::model::{Forward, SequenceStep};
 use engine::template::{ChatInput, ChatTemplate, CivilTime};
 use engine::tokenizer::{EncodeOptions, Tokenizer, TokenizerError};
-use engine::{Isa, KvCache, Model, ModelError, OpenOptions, Pool};
+use engine::{Isa, KvCache, KvFormat, Model, ModelError, OpenOptions, Pool};
 use kernels::format::Format;
 use serde_json::Value;
 
@@ -88,7 +88,9 @@ impl Subject for Engine {
         if let Some(token) = model.unknown_token(tokens) {
             return Err(Refusal::Error(format!("the prompt's token {token} is not in the vocabulary")));
         }
-        let mut cache = KvCache::new(&model, tokens.len());
+        // The reference's cache holds floats. With halves, BF16 models, whose activations are rounded coarsely, would
+        // differ by nearly what is allowed: a small difference decides how many of them are rounded.
+        let mut cache = KvCache::with_format(&model, KvFormat::F32, tokens.len());
         let mut pages = Vec::new();
         assert!(cache.reserve(&mut pages, tokens.len()), "the cache was made for all tokens");
         let step = SequenceStep { tokens, position: 0, pages: &pages, outputs: tokens.len() };

@@ -4,10 +4,10 @@ use super::per_width;
 use crate::attention::PAGE;
 use crate::elementwise::elementwise;
 use crate::format::GROUP;
-use crate::isa::{Isa, Table, TileArgs};
+use crate::isa::{CacheTiles, Isa, Table, TileArgs};
 use crate::layout::{self, Bytes, Layout, STRIP};
 use crate::panel::RECORD;
-use half::f16;
+use half::{bf16, f16};
 use std::slice;
 
 elementwise!();
@@ -33,8 +33,9 @@ pub(crate) static TABLE: Table = Table {
     q6k: tiles!(Q6K, integer_tile),
     w8: tiles!(W8, integer_tile),
     w8_half: tiles!(W8Half, integer_tile),
-    score: per_width!(score),
-    mix: per_width!(mix),
+    cache_f32: CacheTiles { score: per_width!(score, F32), mix: per_width!(mix, F32) },
+    cache_f16: CacheTiles { score: per_width!(score, F16), mix: per_width!(mix, F16) },
+    cache_bf16: CacheTiles { score: per_width!(score, Bf16), mix: per_width!(mix, Bf16) },
     quantize_row,
     rms_norm,
     silu_mul,
@@ -117,15 +118,53 @@ unsafe fn store<const T: usize>(args: &TileArgs, strip: usize, acc: &[[f32; STRI
     }
 }
 
+/// One element of a cache.
+trait Element {
+    /// # Safety
+    /// There is an `i`-th element at `at`.
+    unsafe fn load(at: *const u8, i: usize) -> f32;
+}
+
+enum F32 {}
+enum F16 {}
+enum Bf16 {}
+
+impl Element for F32 {
+    unsafe fn load(at: *const u8, i: usize) -> f32 {
+        // SAFETY: the trait's contract.
+        unsafe { at.cast::<f32>().add(i).read_unaligned() }
+    }
+}
+
+impl Element for F16 {
+    unsafe fn load(at: *const u8, i: usize) -> f32 {
+        // SAFETY: the trait's contract.
+        unsafe { at.cast::<f16>().add(i).read_unaligned() }.to_f32()
+    }
+}
+
+impl Element for Bf16 {
+    unsafe fn load(at: *const u8, i: usize) -> f32 {
+        // SAFETY: the trait's contract.
+        unsafe { at.cast::<bf16>().add(i).read_unaligned() }.to_f32()
+    }
+}
+
 /// # Safety
 /// The contract of [`crate::isa::ScoreFn`].
-unsafe fn score<const T: usize>(q: *const f32, k: *const u16, dim: usize, out: *mut f32, out_stride: usize) {
-    // SAFETY: the contract gives `dim * T` floats, `dim * 16` halves and `T` rows of 16 floats.
+unsafe fn score<E: Element, const T: usize>(
+    q: *const f32,
+    k: *const u8,
+    dim: usize,
+    out: *mut f32,
+    out_stride: usize,
+) {
+    // SAFETY: the contract gives `dim * T` floats, `dim * 16` elements and `T` rows of 16 floats.
     unsafe {
         let mut acc = [[0f32; STRIP]; T];
         for c in 0..dim {
             for j in 0..STRIP {
-                let k = f16::from_bits(*k.add(c * STRIP + j)).to_f32();
+                let k = E::load(k, c * STRIP + j);
                 for (t, acc) in acc.iter_mut().enumerate() {
                     acc[j] += *q.add(c * T + t) * k;
                 }
@@ -139,16 +178,17 @@ unsafe fn score<const T: usize>(q: *const f32, k: *const u16, dim: usize, out: *
 
 /// # Safety
 /// The contract of [`crate::isa::MixFn`].
-unsafe fn mix<const T: usize>(
+unsafe fn mix<E: Element, const T: usize>(
     weight: *const f32,
-    v: *const u16,
+    v: *const u8,
     v_stride: usize,
     count: usize,
     alpha: *const f32,
     out: *mut f32,
     out_stride: usize,
 ) {
-    // SAFETY: the contract gives `T` rows of PAGE weights, `count` rows of 16 halves, `T` alphas, `T` rows of 16 floats.
+    // SAFETY: the contract gives `T` rows of PAGE weights, `count` rows of 16 elements, `T` alphas and `T` rows of 16
+    // floats.
     unsafe {
         for t in 0..T {
             let out = slice::from_raw_parts_mut(out.add(t * out_stride), STRIP);
@@ -158,7 +198,7 @@ unsafe fn mix<const T: usize>(
             for p in 0..count {
                 let w = *weight.add(t * PAGE + p);
                 for (j, o) in out.iter_mut().enumerate() {
-                    *o += w * f16::from_bits(*v.add(p * v_stride + j)).to_f32();
+                    *o += w * E::load(v, p * v_stride + j);
                 }
             }
         }

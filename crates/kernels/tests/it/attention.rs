@@ -1,12 +1,14 @@
 use crate::{Random, for_each_isa};
-use half::f16;
+use half::{bf16, f16};
 use kernels::Context;
 use kernels::attention::{
-    Chunk, HeadNorms, KvLayer, KvShape, PAGE, Pairing, Rotary, attend, rotate_and_store,
+    Chunk, HeadNorms, KvFormat, KvLayer, KvShape, PAGE, Pairing, Rotary, attend, rotate_and_store,
 };
 use kernels::ops::Rows;
 
+#[derive(Clone, Copy)]
 struct Case {
+    format: KvFormat,
     heads: usize,
     group: usize,
     dim: usize,
@@ -25,7 +27,8 @@ fn random_rows(count: usize, cols: usize, seed: u64) -> Rows {
 /// Runs a sequence through the cache in chunks of the given sizes and returns the attention output of all tokens.
 fn run(context: Context<'_>, case: &Case, chunks: &[usize], pages: &[u32]) -> Vec<Vec<f32>> {
     let (kv, all) = (case.heads * case.dim, case.heads * case.group * case.dim);
-    let mut layer = KvLayer::new(KvShape { pages: 16, heads: case.heads, head_dim: case.dim });
+    let mut layer =
+        KvLayer::new(KvShape { format: case.format, pages: 16, heads: case.heads, head_dim: case.dim });
     let (q, k, v) =
         (random_rows(case.tokens, all, 1), random_rows(case.tokens, kv, 2), random_rows(case.tokens, kv, 3));
     let mut result = Vec::new();
@@ -51,7 +54,11 @@ fn run(context: Context<'_>, case: &Case, chunks: &[usize], pages: &[u32]) -> Ve
 
 fn exact(case: &Case) -> Vec<Vec<f64>> {
     let (kv, all) = (case.heads * case.dim, case.heads * case.group * case.dim);
-    let half = |x: f32| f16::from_f32(x).to_f64();
+    let half = |x: f32| match case.format {
+        KvFormat::F32 => f64::from(x),
+        KvFormat::F16 => f16::from_f32(x).to_f64(),
+        KvFormat::BF16 => bf16::from_f32(x).to_f64(),
+    };
     let (q, k, v) =
         (random_rows(case.tokens, all, 1), random_rows(case.tokens, kv, 2), random_rows(case.tokens, kv, 3));
     (0..case.tokens)
@@ -80,13 +87,18 @@ fn exact(case: &Case) -> Vec<Vec<f64>> {
 #[test]
 fn attention_matches_double_precision() {
     let cases = [
-        Case { heads: 2, group: 4, dim: 64, tokens: 200 },
-        Case { heads: 1, group: 7, dim: 16, tokens: 30 },
-        Case { heads: 4, group: 1, dim: 8, tokens: 140 },
-        Case { heads: 1, group: 16, dim: 80, tokens: 20 },
-        Case { heads: 1, group: 2, dim: 16, tokens: 700 },
+        Case { format: KvFormat::F16, heads: 2, group: 4, dim: 64, tokens: 200 },
+        Case { format: KvFormat::F16, heads: 1, group: 7, dim: 16, tokens: 30 },
+        Case { format: KvFormat::F16, heads: 4, group: 1, dim: 8, tokens: 140 },
+        Case { format: KvFormat::F16, heads: 1, group: 16, dim: 80, tokens: 20 },
+        Case { format: KvFormat::F16, heads: 1, group: 2, dim: 16, tokens: 700 },
     ];
-    let cases = cases.map(|case| (exact(&case), case));
+    let formats = [KvFormat::F16, KvFormat::F32, KvFormat::BF16];
+    // The longest in halves only: an emulator takes its time.
+    let cases = cases.iter().enumerate().flat_map(|(i, &case)| {
+        formats[..if i == 4 { 1 } else { 3 }].iter().map(move |&format| Case { format, ..case })
+    });
+    let cases: Vec<_> = cases.map(|case| (exact(&case), case)).collect();
     for_each_isa("attention_matches_double_precision", |context| {
         for (exact, case) in &cases {
             let got = run(context, case, &[case.tokens], &[3, 1, 4, 0, 5, 9, 2]);
@@ -102,7 +114,7 @@ fn attention_matches_double_precision() {
 #[test]
 fn attention_does_not_depend_on_how_a_sequence_is_cut_or_where_it_lies() {
     for_each_isa("attention_does_not_depend_on_how_a_sequence_is_cut_or_where_it_lies", |context| {
-        let case = Case { heads: 2, group: 3, dim: 32, tokens: 5 * PAGE + 3 };
+        let case = Case { format: KvFormat::F16, heads: 2, group: 3, dim: 32, tokens: 5 * PAGE + 3 };
         let whole = run(context, &case, &[case.tokens], &[0, 1, 2, 3, 4, 5]);
         let mut ones = vec![100; 6];
         ones.extend([1; 43]);
@@ -118,7 +130,8 @@ fn rotating_keeps_lengths_and_depends_on_the_distance_only() {
             let dim = 16;
             let frequencies: Vec<f32> = (0..6).map(|i| 10f32.powf(-(i as f32) / 3.0)).collect();
             let turned = |positions: [usize; 2]| {
-                let mut layer = KvLayer::new(KvShape { pages: 1, heads: 1, head_dim: dim });
+                let mut layer =
+                    KvLayer::new(KvShape { format: KvFormat::F16, pages: 1, heads: 1, head_dim: dim });
                 let rotary = Rotary::new(pairing, &frequencies, positions.into_iter());
                 let (mut q, mut k, v) =
                     (random_rows(2, dim, 5), random_rows(2, dim, 6), random_rows(2, dim, 7));
@@ -138,7 +151,7 @@ fn rotating_keeps_lengths_and_depends_on_the_distance_only() {
 #[test]
 fn head_norms_come_before_the_cache() {
     for_each_isa("head_norms_come_before_the_cache", |context| {
-        let mut layer = KvLayer::new(KvShape { pages: 1, heads: 2, head_dim: 16 });
+        let mut layer = KvLayer::new(KvShape { format: KvFormat::F16, pages: 1, heads: 2, head_dim: 16 });
         let (mut q, mut k, v) = (random_rows(3, 64, 1), random_rows(3, 32, 2), random_rows(3, 32, 3));
         let norms = HeadNorms { query: &[1.0; 16], key: &[2.0; 16], epsilon: 0.0 };
         let chunk = [Chunk { row: 0, tokens: 3, position: 0, pages: &[0] }];

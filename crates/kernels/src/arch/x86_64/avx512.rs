@@ -6,7 +6,7 @@ mod integer;
 
 use crate::arch::per_width;
 use crate::elementwise::elementwise;
-use crate::isa::{Isa, Table};
+use crate::isa::{CacheTiles, Isa, Table};
 use float::{Bf16, F16, F32};
 use integer::{Q4, Q4K, Q6K, Q8, W8, W8Half};
 
@@ -23,8 +23,9 @@ pub(crate) static TABLE: Table = Table {
     q6k: per_width!(integer_tile, Q6K),
     w8: per_width!(integer_tile, W8),
     w8_half: per_width!(integer_tile, W8Half),
-    score: per_width!(score),
-    mix: per_width!(mix),
+    cache_f32: CacheTiles { score: per_width!(score, F32), mix: per_width!(mix, F32) },
+    cache_f16: CacheTiles { score: per_width!(score, F16), mix: per_width!(mix, F16) },
+    cache_bf16: CacheTiles { score: per_width!(score, Bf16), mix: per_width!(mix, Bf16) },
     quantize_row,
     rms_norm,
     silu_mul,

@@ -78,15 +78,15 @@ pub(in crate::arch::aarch64) unsafe fn float_tile<C: Column, const T: usize>(arg
 /// # Safety
 /// The contract of [`crate::isa::ScoreFn`], and the processor has NEON.
 #[target_feature(enable = "neon")]
-pub(in crate::arch::aarch64) unsafe fn score<const T: usize>(
+pub(in crate::arch::aarch64) unsafe fn score<C: Column, const T: usize>(
     q: *const f32,
-    k: *const u16,
+    k: *const u8,
     dim: usize,
     out: *mut f32,
     out_stride: usize,
 ) {
-    // SAFETY: the contract gives a strip of `dim` columns of halves and a float panel of `T` tokens.
-    unsafe { columns::<F16, T>(k.cast(), q, dim, out, out_stride, false) }
+    // SAFETY: the contract gives a strip of `dim` columns and a float panel of `T` tokens.
+    unsafe { columns::<C, T>(k, q, dim, out, out_stride, false) }
 }
 
 /// A strip times a float panel. Few tokens take all 16 rows at once, lest sums wait for themselves; of more, 8 rows are
@@ -150,16 +150,16 @@ unsafe fn rows<C: Column, const T: usize, const Q: usize>(
 /// # Safety
 /// The contract of [`crate::isa::MixFn`], and the processor has NEON.
 #[target_feature(enable = "neon")]
-pub(in crate::arch::aarch64) unsafe fn mix<const T: usize>(
+pub(in crate::arch::aarch64) unsafe fn mix<C: Column, const T: usize>(
     weight: *const f32,
-    v: *const u16,
+    v: *const u8,
     v_stride: usize,
     count: usize,
     alpha: *const f32,
     out: *mut f32,
     out_stride: usize,
 ) {
-    // SAFETY: the contract gives `T` rows of PAGE weights, `count` rows of 16 halves, `T` alphas, `T` rows of 16 floats;
+    // SAFETY: the contract gives `T` rows of PAGE weights, `count` rows of 16 elements, `T` alphas, `T` rows of 16 floats;
     // 8 of the 16 at a time.
     unsafe {
         for part in 0..2 {
@@ -170,7 +170,7 @@ pub(in crate::arch::aarch64) unsafe fn mix<const T: usize>(
                 })
             });
             for p in 0..count {
-                let v = F16::load::<2>(v.add(p * v_stride + part * 8).cast());
+                let v = C::load::<2>(v.add((p * v_stride + part * 8) * C::BYTES));
                 for t in 0..T {
                     let w = *weight.add(t * PAGE + p);
                     for q in 0..2 {

@@ -105,19 +105,19 @@ unsafe fn tokens<C: Column, const T: usize, const U: usize>(
 /// # Safety
 /// The contract of [`crate::isa::ScoreFn`], and the processor has these features.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn score<const T: usize>(
+pub(super) unsafe fn score<C: Column, const T: usize>(
     q: *const f32,
-    k: *const u16,
+    k: *const u8,
     dim: usize,
     out: *mut f32,
     out_stride: usize,
 ) {
-    // SAFETY: the contract gives `dim * T` floats, `dim * 16` halves and `T` rows of 16 floats; 8 halves at a time.
+    // SAFETY: the contract gives `dim * T` floats, `dim * 16` elements and `T` rows of 16 floats; 8 at a time.
     unsafe {
         for part in 0..2 {
             let mut acc = [_mm256_setzero_ps(); T];
             for c in 0..dim {
-                let k = F16::load(k.add(c * STRIP + part * 8).cast());
+                let k = C::load(k.add((c * STRIP + part * 8) * C::BYTES));
                 for t in 0..T {
                     acc[t] = _mm256_fmadd_ps(k, _mm256_set1_ps(*q.add(c * T + t)), acc[t]);
                 }
@@ -132,16 +132,16 @@ pub(super) unsafe fn score<const T: usize>(
 /// # Safety
 /// The contract of [`crate::isa::MixFn`], and the processor has these features.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn mix<const T: usize>(
+pub(super) unsafe fn mix<C: Column, const T: usize>(
     weight: *const f32,
-    v: *const u16,
+    v: *const u8,
     v_stride: usize,
     count: usize,
     alpha: *const f32,
     out: *mut f32,
     out_stride: usize,
 ) {
-    // SAFETY: the contract gives `T` rows of PAGE weights, `count` rows of 16 halves, `T` alphas, `T` rows of 16 floats.
+    // SAFETY: the contract gives `T` rows of PAGE weights, `count` rows of 16 elements, `T` alphas, `T` rows of 16 floats.
     unsafe {
         for part in 0..2 {
             let out = out.add(part * 8);
@@ -149,7 +149,7 @@ pub(super) unsafe fn mix<const T: usize>(
                 _mm256_mul_ps(_mm256_loadu_ps(out.add(t * out_stride)), _mm256_set1_ps(*alpha.add(t)))
             });
             for p in 0..count {
-                let v = F16::load(v.add(p * v_stride + part * 8).cast());
+                let v = C::load(v.add((p * v_stride + part * 8) * C::BYTES));
                 for t in 0..T {
                     acc[t] = _mm256_fmadd_ps(v, _mm256_set1_ps(*weight.add(t * PAGE + p)), acc[t]);
                 }

@@ -101,18 +101,18 @@ unsafe fn strips<C: Column, const T: usize, const S: usize>(args: &TileArgs, fir
 /// # Safety
 /// The contract of [`crate::isa::ScoreFn`], and the processor has these features.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub(super) unsafe fn score<const T: usize>(
+pub(super) unsafe fn score<C: Column, const T: usize>(
     q: *const f32,
-    k: *const u16,
+    k: *const u8,
     dim: usize,
     out: *mut f32,
     out_stride: usize,
 ) {
-    // SAFETY: the contract gives `dim * T` floats, `dim * 16` halves and `T` rows of 16 floats.
+    // SAFETY: the contract gives `dim * T` floats, `dim * 16` elements and `T` rows of 16 floats.
     unsafe {
         let mut acc = [_mm512_setzero_ps(); T];
         for c in 0..dim {
-            let k = F16::load(k.add(c * STRIP).cast());
+            let k = C::load(k.add(c * STRIP * C::BYTES));
             for t in 0..T {
                 acc[t] = _mm512_fmadd_ps(k, _mm512_set1_ps(*q.add(c * T + t)), acc[t]);
             }
@@ -126,22 +126,22 @@ pub(super) unsafe fn score<const T: usize>(
 /// # Safety
 /// The contract of [`crate::isa::MixFn`], and the processor has these features.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub(super) unsafe fn mix<const T: usize>(
+pub(super) unsafe fn mix<C: Column, const T: usize>(
     weight: *const f32,
-    v: *const u16,
+    v: *const u8,
     v_stride: usize,
     count: usize,
     alpha: *const f32,
     out: *mut f32,
     out_stride: usize,
 ) {
-    // SAFETY: the contract gives `T` rows of PAGE weights, `count` rows of 16 halves, `T` alphas, `T` rows of 16 floats.
+    // SAFETY: the contract gives `T` rows of PAGE weights, `count` rows of 16 elements, `T` alphas, `T` rows of 16 floats.
     unsafe {
         let mut acc: [__m512; T] = std::array::from_fn(|t| {
             _mm512_mul_ps(_mm512_loadu_ps(out.add(t * out_stride)), _mm512_set1_ps(*alpha.add(t)))
         });
         for p in 0..count {
-            let v = F16::load(v.add(p * v_stride).cast());
+            let v = C::load(v.add(p * v_stride * C::BYTES));
             for t in 0..T {
                 acc[t] = _mm512_fmadd_ps(v, _mm512_set1_ps(*weight.add(t * PAGE + p)), acc[t]);
             }
