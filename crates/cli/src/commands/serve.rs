@@ -3,7 +3,7 @@
 use crate::defaults;
 use crate::error::CliError;
 use crate::loading::LoadArgs;
-use crate::serving::{AccessLogFormat, Manner, ServingArgs, serve};
+use crate::serving::{LogFormat, Manner, ServingArgs, serve};
 use crate::source::Source;
 use clap::Args;
 use std::path::PathBuf;
@@ -31,8 +31,8 @@ pub(crate) struct ServeArgs {
     port: u16,
 
     /// A line on standard error for every answer; health checks that succeed are left out
-    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = AccessLogFormat::Text)]
-    log: AccessLogFormat,
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
+    log: LogFormat,
 
     #[command(flatten)]
     serving: ServingArgs,

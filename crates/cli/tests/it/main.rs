@@ -1,5 +1,6 @@
 //! The binary as its users meet it: commands, exit codes, and a server over real sockets.
 #![allow(clippy::print_stdout, reason = "a test that is skipped says why")]
+
 mod errors;
 mod help;
 mod http;
