@@ -100,7 +100,7 @@ fn gguf(error: &GgufError) -> (Kind, Option<&'static str>) {
             (Kind::File, Some("name a file within the folder, such as model.gguf"))
         }
         GgufError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-            (Kind::File, Some("check the path; without a model, `dunlin run` uses the built-in one"))
+            (Kind::File, Some("check the path; `dunlin up` has a model built in"))
         }
         GgufError::Io { .. } => (Kind::File, None),
         GgufError::SplitMissing { .. } => (Kind::File, Some("put all parts of the model into one folder")),

@@ -148,7 +148,14 @@ impl Needs {
                     config.context_tokens
                 )
             }
-            Some(tokens) => format!("a smaller context would fit: --parallel 1 --ctx-size {tokens}"),
+            Some(tokens) if config.parallel == 1 => {
+                format!("a smaller context would fit: --ctx-size {tokens}")
+            }
+            Some(tokens) => {
+                format!(
+                    "fewer conversations and a smaller context would fit: --parallel 1 --ctx-size {tokens}"
+                )
+            }
             None => format!(
                 "the weights alone are too large; a smaller quantization or model of at most {} would fit",
                 Bytes(available.saturating_sub(defaults::WORKING_BYTES + outline.kv_bytes(1024)))
@@ -239,7 +246,8 @@ mod tests {
     fn a_model_that_does_not_fit_is_refused_with_what_would() {
         check(2 * GIB, 4, 4096, None);
         check(3 * GIB / 2, 4, 4096, Some("--parallel 1 --ctx-size 4096"));
-        check(GIB + GIB / 8, 4, 4096, Some("--parallel 1 --ctx-size 1024"));
+        check(GIB + GIB / 8, 4, 4096, Some("--parallel 1 --ctx-size 2048"));
+        check(GIB + GIB / 8, 1, 4096, Some("a smaller context would fit: --ctx-size 2048"));
         check(GIB, 1, 4096, Some("a smaller quantization or model of at most"));
         check(0, 1, 4096, Some("at most 0 B"));
     }

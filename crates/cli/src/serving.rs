@@ -4,12 +4,13 @@ mod access_log;
 mod listening;
 mod signals;
 
+pub(crate) use access_log::LogFormat;
+
 use crate::defaults;
 use crate::error::CliError;
 use crate::loading::Plan;
 use crate::source::Source;
 use crate::talk;
-use access_log::LogFormat;
 use clap::Args;
 use engine::EngineConfig;
 use serve::{Card, Config, EngineBackend, Server};
@@ -58,8 +59,6 @@ pub(crate) struct Manner {
     /// What to say when the model answers.
     pub(crate) greeting: fn(url: &str) -> String,
 }
-
-pub(crate) use access_log::LogFormat as AccessLogFormat;
 
 impl ServingArgs {
     pub(crate) fn engine(&self) -> EngineConfig {

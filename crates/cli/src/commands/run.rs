@@ -62,7 +62,7 @@ pub(crate) struct RunArgs {
 #[command(next_help_heading = "Sampling")]
 pub(crate) struct SamplingArgs {
     /// 0 always takes the likeliest token; higher is more varied
-    #[arg(long, value_name = "T", default_value_t = Sampling::default().temperature)]
+    #[arg(long, value_name = "T", allow_negative_numbers = true, default_value_t = Sampling::default().temperature)]
     temperature: f32,
 
     /// Keep this many of the likeliest tokens; 0 keeps all
@@ -105,12 +105,12 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), CliError> {
     let terminal = io::stdin().is_terminal();
     let piped = if terminal { String::new() } else { read_stdin()? };
     let prompt = prompt::join(prompt, &piped);
+    let began = Instant::now();
+    let plan = args.load.plan(source, EngineConfig { parallel: 1, ..EngineConfig::default() })?;
     if prompt.is_none() && !terminal {
         return Err(CliError::new(Kind::Usage, "the prompt is empty")
             .with_hint("say something: dunlin run \"hello\", or pipe a text in"));
     }
-    let began = Instant::now();
-    let plan = args.load.plan(source, EngineConfig { parallel: 1, ..EngineConfig::default() })?;
     let described = plan.describe();
     let mut session = Session::new(plan, args)?;
     let load = began.elapsed();

@@ -3,7 +3,7 @@
 use crate::defaults;
 use crate::error::CliError;
 use crate::loading::LoadArgs;
-use crate::serving::{AccessLogFormat, Manner, ServingArgs, serve};
+use crate::serving::{LogFormat, Manner, ServingArgs, serve};
 use crate::source::Source;
 use clap::Args;
 use std::path::PathBuf;
@@ -20,8 +20,8 @@ Examples:
   dunlin serve model.gguf --parallel 8 --ctx-size 2048     more clients, shorter conversations
   curl http://127.0.0.1:8080/health
 
-API: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /apply-template, /health, /metrics,
-and a chat page at /.")]
+API: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /apply-template,
+/health and /metrics; a chat page at /.")]
 pub(crate) struct ServeArgs {
     /// The model, a GGUF file; any part of a split one
     model: PathBuf,
@@ -31,8 +31,8 @@ pub(crate) struct ServeArgs {
     port: u16,
 
     /// A line on standard error for every answer; health checks that succeed are left out
-    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = AccessLogFormat::Text)]
-    log: AccessLogFormat,
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
+    log: LogFormat,
 
     #[command(flatten)]
     serving: ServingArgs,

@@ -2,7 +2,7 @@
 
 use crate::error::CliError;
 use crate::loading::LoadArgs;
-use crate::serving::{AccessLogFormat, Manner, ServingArgs, serve};
+use crate::serving::{LogFormat, Manner, ServingArgs, serve};
 use crate::source::Source;
 use clap::Args;
 use std::path::PathBuf;
@@ -26,8 +26,8 @@ pub(crate) struct UpArgs {
     port: Option<u16>,
 
     /// A line on standard error for every answer
-    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = AccessLogFormat::Off)]
-    log: AccessLogFormat,
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Off)]
+    log: LogFormat,
 
     #[command(flatten)]
     serving: ServingArgs,

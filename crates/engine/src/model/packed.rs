@@ -35,6 +35,9 @@ const ALIGNMENT: usize = 4096;
 const HEADER_BYTES: usize = ALIGNMENT;
 const MAGIC: &[u8; 8] = b"dunlinpk";
 
+/// How the name of a file ends that is being written.
+const TEMPORARY: &str = ".packing";
+
 /// Sampled places and bytes of a model's data that go into the key.
 const SAMPLES: usize = 16;
 const SAMPLE_BYTES: usize = 4096;
@@ -149,7 +152,8 @@ fn create(
 ) -> io::Result<()> {
     let folder = path.parent().ok_or_else(|| io::Error::other("a cache file has a folder"))?;
     fs::create_dir_all(folder)?;
-    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    remove_abandoned(folder);
+    let temporary = path.with_extension(format!("{}{TEMPORARY}", std::process::id()));
     let written =
         write(gguf, plan, isa, pool, &temporary, key, progress).and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
@@ -181,6 +185,17 @@ fn write(
     bytes[..HEADER_BYTES].copy_from_slice(&header(key));
     // The rename must not reach the disk before the contents do.
     file.sync()
+}
+
+/// Removes what processes that were killed while they packed have left behind; best effort.
+fn remove_abandoned(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().as_encoded_bytes().ends_with(TEMPORARY.as_bytes())
+            && NewFile::is_abandoned(&entry.path())
+        {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// Removes packed files of earlier states of the same model; best effort.

@@ -240,7 +240,8 @@ fn scalar(value: &Value<'_>) -> serde_json::Value {
     }
     match value.as_int() {
         Some(int) => i64::try_from(int).map_or_else(|_| json!(int as u64), |int| json!(int)),
-        None => json!(value.as_f32()),
+        // By its shortest decimal form: 1e-5 and not 9.999999747378752e-6.
+        None => json!(value.as_f32().and_then(|float| float.to_string().parse::<f64>().ok())),
     }
 }
 

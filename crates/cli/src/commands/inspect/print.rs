@@ -25,7 +25,7 @@ pub(super) fn text(facts: &Facts) -> String {
     }
     page.heading("Formats");
     for format in &facts.formats {
-        let tensors = format!("{} tensors", format.tensors);
+        let tensors = format!("{} tensor{}", format.tensors, if format.tensors == 1 { "" } else { "s" });
         page.line(
             format.format,
             format!(

@@ -1,0 +1,81 @@
+//! `dunlin run`.
+
+use crate::process::{demo, dunlin, output, shared, stdout};
+use serde_json::Value;
+use std::io::Read;
+use std::process::Stdio;
+
+#[test]
+fn greedy_text_is_what_the_reference_gives() {
+    let Some(model) = shared("conformance/stories260K.gguf") else {
+        println!("skipped: no conformance/stories260K.gguf under DUNLIN_SHARED or ../shared");
+        return;
+    };
+    let text = stdout(&["run", "--raw", "--temperature", "0", &model, "Once upon a time", "-n", "60"], "");
+    let expected = ", there was a little girl named Lily. She loved to play outside in the park. One day, she saw a big, red ball.";
+    assert!(text.starts_with(expected), "{text}");
+}
+
+#[test]
+fn the_built_in_model_knows_what_dunlin_is() {
+    let text = stdout(&["run", "--temperature", "0", "what is dunlin?"], "");
+    assert!(text.to_lowercase().contains("dunlin"), "{text}");
+    assert!(text.ends_with('\n') && !text.trim().contains('\n'), "one line: {text:?}");
+}
+
+#[test]
+fn the_prompt_may_be_words_a_pipe_or_both() {
+    let ask = |arguments: &[&str], input: &str| {
+        let usual = ["run", "--json", "--temperature", "0", "-n", "1", "--raw"];
+        let json: Value = serde_json::from_str(&stdout(&[&usual[..], arguments].concat(), input)).unwrap();
+        json["usage"]["prompt_tokens"].as_u64().unwrap()
+    };
+    let words = ask(&["what", "is", "dunlin?"], "");
+    assert_eq!(ask(&["what is dunlin?"], ""), words);
+    assert_eq!(ask(&[], "what is dunlin?\n"), words);
+    assert_eq!(ask(&[&demo(), "what is dunlin?"], ""), words);
+    assert!(ask(&["what is dunlin?"], "what is dunlin?") > words);
+}
+
+#[test]
+fn json_has_text_usage_and_timing() {
+    let text = stdout(&["run", "--temperature", "0", "what is dunlin?"], "");
+    let json: Value =
+        serde_json::from_str(&stdout(&["run", "--temperature", "0", "--json", "what is dunlin?"], ""))
+            .expect("one JSON object");
+    assert_eq!(json["text"].as_str(), Some(text.trim_end()));
+    assert_eq!(json["finish_reason"], "stop");
+    assert_eq!(json["model"], "dunlin-demo");
+    let usage = |name: &str| json["usage"][name].as_u64().unwrap();
+    assert_eq!(usage("total_tokens"), usage("prompt_tokens") + usage("completion_tokens"));
+    assert!(json["timing"]["ttft_ms"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn a_seed_repeats_an_answer_on_any_number_of_threads() {
+    let ask = |threads: &str| {
+        stdout(&["run", "--raw", "--temperature", "2", "--seed", "7", "-n", "40", "-t", threads, "the"], "")
+    };
+    let first = ask("1");
+    assert_eq!(ask("1"), first);
+    assert_eq!(ask("2"), first);
+    assert_eq!(ask("3"), first);
+}
+
+#[test]
+fn statistics_are_talk_and_not_data() {
+    let output = output(&["run", "--temperature", "0", "--stats", "what is dunlin?"], "");
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(err.contains("TTFT") && err.contains("tokens/s"), "{err}");
+    assert!(!out.contains("TTFT"), "{out}");
+}
+
+#[test]
+fn nobody_reading_is_no_failure() {
+    let mut command = dunlin(&["run", "--raw", "--temperature", "0", "the"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!((child.wait().unwrap().code(), said.as_str()), (Some(0), ""));
+}
