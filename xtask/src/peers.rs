@@ -11,14 +11,15 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use kernels::{Pool, bandwidth};
 use serde_json::json;
 
 use crate::synth::{self, Preset, ShapeName};
 use crate::{process, stop};
 
-mod bandwidth;
 mod contender;
 pub(crate) mod engine_bench;
 mod report;
@@ -26,6 +27,10 @@ mod server;
 
 use contender::{Contender, Programs};
 use report::{Comparison, Figure, Round};
+
+/// Larger than any last-level cache, as weights are.
+const PROBE_BYTES: usize = 512 << 20;
+const PROBE_TIME: Duration = Duration::from_millis(300);
 
 /// Compare dunlin with llama.cpp on this machine
 #[derive(clap::Args)]
@@ -156,17 +161,21 @@ fn compare(programs: &Programs, model: &Path, args: &Args, stop: &AtomicBool) ->
 
     let mut rounds = Vec::new();
     for number in 0..args.rounds {
-        let mut round =
-            Round { bandwidth_before: bandwidth::read_bytes_per_s(args.threads), ..Round::default() };
+        let mut round = Round { bandwidth_before: read_bytes_per_s(args.threads), ..Round::default() };
         for turn in 0..Contender::ALL.len() {
             let at = (turn + number) % Contender::ALL.len();
             round.samples[at] = samples(programs, Contender::ALL[at], model, args, stop)?;
         }
-        round.bandwidth_after = bandwidth::read_bytes_per_s(args.threads);
+        round.bandwidth_after = read_bytes_per_s(args.threads);
         eprintln!("{name}: round {} of {}: {}", number + 1, args.rounds, summary(&round));
         rounds.push(round);
     }
     Ok(Comparison { model: name, model_bytes, bytes_per_token, rounds })
+}
+
+/// How fast all threads read memory right now: what bounds decoding, and what swings on shared machines.
+fn read_bytes_per_s(threads: usize) -> f64 {
+    bandwidth::read(&Pool::new(threads), PROBE_BYTES, PROBE_TIME)
 }
 
 fn samples(

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use engine::Isa;
 
-use crate::{conformance, process, stop};
+use crate::{aarch64, conformance, process, stop};
 
 mod clients;
 mod install;
@@ -24,7 +24,7 @@ const PACKAGES_MAX: usize = 320;
 /// Check everything: format, lints, tests, reference data, and real clients against a real server
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Leave out what needs more than Rust: real clients
+    /// Leave out what needs more than Rust: emulated processors and real clients
     #[arg(long)]
     quick: bool,
     /// Skip what lacks a program instead of installing it
@@ -83,12 +83,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         if args.quick { Ok(Outcome::Skipped("--quick".to_owned())) } else { stage() }
     };
     let install = !args.no_install;
-    let stages: [Stage<'_>; 7] = [
+    let stages: [Stage<'_>; 8] = [
         ("packages", &|| Ok(Outcome::one(packages(&root)))),
         ("format", &|| Ok(Outcome::one(cargo(&["fmt", "--all", "--check"])))),
         ("tests", &tests),
         ("lints", &|| Ok(Outcome::one(cargo(&LINTS)))),
         ("reference data", &reference_data),
+        ("emulated Arm", &|| extended(&|| emulated(install))),
         ("OpenAI client", &|| extended(&|| clients::openai(&root, stop))),
         ("chat page", &|| extended(&|| clients::chat_page(&root, install, stop))),
     ];
@@ -213,6 +214,18 @@ fn reference_data() -> anyhow::Result<Outcome> {
         notes.push(format!("{isa}: {passed} pass, {failed} fail, {unknown} not yet known"));
     }
     Ok(Outcome::of(count, notes.join("; ")))
+}
+
+/// The kernels' tests on processors that this machine is not.
+fn emulated(install: bool) -> anyhow::Result<Outcome> {
+    let runs = match aarch64::test(install)? {
+        aarch64::Outcome::Ran(runs) => runs,
+        aarch64::Outcome::Skipped(reason) => return Ok(Outcome::Skipped(reason)),
+    };
+    let passed = runs.iter().map(|run| run.tests).sum();
+    let notes: Vec<String> =
+        runs.iter().map(|run| format!("{} on {}", run.instruction_sets.join(", "), run.processor)).collect();
+    Ok(Outcome::Passed(passed, notes.join("; ")))
 }
 
 struct Line {

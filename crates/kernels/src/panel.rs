@@ -171,7 +171,9 @@ impl Writer {
         if self.kinds.bf16 {
             let rounded = row.iter().map(|&x| bf16::from_f32(x).to_f32());
             // SAFETY: as above.
-            unsafe { write_floats(self.bf16s.add(panel.start * self.cols + lane), width, rounded) }
+            unsafe {
+                write_floats(self.bf16s.add(panel.start * self.cols + lane), width, rounded);
+            }
         }
     }
 }
