@@ -68,6 +68,9 @@ pub struct Limits {
     pub choices_max: usize,
     /// Prompts per completion request.
     pub prompts_max: usize,
+    /// Prompts times choices. Where this is more than the engine can queue, some requests are refused for ever with a
+    /// status that says to try again.
+    pub generations_max: usize,
     /// Tokens given as numbers in one request; a model's context is checked besides.
     pub tokens_max: usize,
     pub stop_strings_max: usize,
@@ -83,6 +86,7 @@ impl Default for Limits {
             body_bytes_max: 8 << 20,
             choices_max: 16,
             prompts_max: 64,
+            generations_max: 64,
             tokens_max: 1 << 18,
             stop_strings_max: 16,
             stop_string_bytes_max: 1024,
