@@ -53,8 +53,8 @@ pub(crate) async fn surround(State(server): State<Server>, request: Request<Body
     if server.stage() != Stage::Open {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    let code = response.extensions().get::<Refusal>().map(|refusal| refusal.0);
-    if let Some(code) = code {
+    let refusal = response.extensions().get::<Refusal>().copied();
+    if let Some(Refusal { code, counts: true }) = refusal {
         server.metrics().refused(code);
     }
     let Some(on_access) = server.config().on_access.clone() else { return response };
@@ -62,7 +62,7 @@ pub(crate) async fn surround(State(server): State<Server>, request: Request<Body
         method,
         path,
         status: response.status(),
-        code,
+        code: refusal.map(|refusal| refusal.code),
         body_bytes: 0,
         duration: Duration::ZERO,
         complete: false,

@@ -176,14 +176,19 @@ impl IntoResponse for ApiError {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         // The access log and the metrics name refusals by their code.
-        response.extensions_mut().insert(Refusal(self.code.unwrap_or("invalid_request")));
+        let code = self.code.unwrap_or("invalid_request");
+        response.extensions_mut().insert(Refusal { code, counts: true });
         response
     }
 }
 
-/// Left in a response that is an error, for who counts them.
+/// Left in a response that is an error, for who logs and counts them.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Refusal(pub(crate) &'static str);
+pub(crate) struct Refusal {
+    pub(crate) code: &'static str,
+    /// Whether a client was refused something. An answer about health refuses nothing.
+    pub(crate) counts: bool,
+}
 
 /// A JSON body with its content type.
 pub(crate) fn json(value: &impl Serialize) -> ([(HeaderName, HeaderValue); 1], Vec<u8>) {

@@ -157,6 +157,15 @@ impl Client {
         body: &[u8],
     ) -> Response {
         self.write(method, path, headers, body).await;
+        self.response_to(method).await
+    }
+
+    /// A whole response that was not asked for by [`Client::send`].
+    pub(crate) async fn read(&mut self) -> Response {
+        self.response_to("GET").await
+    }
+
+    async fn response_to(&mut self, method: &str) -> Response {
         let mut response = self.head().await;
         response.body = soon("a body", self.whole_body(method, &response)).await;
         response

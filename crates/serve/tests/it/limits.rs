@@ -92,8 +92,9 @@ async fn more_connections_than_allowed() {
         held.push(client);
     }
     let mut client = running.connect().await;
-    let refused = client.head().await;
+    let refused = client.read().await;
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
+    assert_eq!(refused.json()["error"]["type"], "unavailable_error");
     drop(held);
 }
 
