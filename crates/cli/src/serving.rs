@@ -48,6 +48,11 @@ pub(crate) struct ServingArgs {
     /// Web origin, such as http://localhost:3000, whose pages may use the API; `*` means all. May be given several times
     #[arg(long, value_name = "ORIGIN")]
     cors_origin: Vec<String>,
+
+    /// Name besides localhost that this server may be asked by; `*` means all. On 127.0.0.1 and ::1 all others are
+    /// refused with 403, elsewhere only if this names some. May be given several times
+    #[arg(long, value_name = "NAME", value_parser = listening::parse_allowed_host)]
+    allowed_host: Vec<String>,
 }
 
 /// What `up` and `serve` do differently.
@@ -72,6 +77,7 @@ impl ServingArgs {
             waiting_max: self.queue.into(),
             drain_time_max: Duration::from_secs(self.drain_timeout.into()),
             cors_origins: self.cors_origin.clone(),
+            hosts_allowed: self.allowed_host.clone(),
             on_access: access_log::writer(log),
             ..Config::default()
         }

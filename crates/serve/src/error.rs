@@ -77,6 +77,15 @@ impl ApiError {
         Self { code: Some("origin_not_allowed"), ..error }
     }
 
+    /// 403 because of the name that the request reached the server by.
+    pub fn host_not_allowed(host: &str) -> Self {
+        let message = format!(
+            "this server does not answer to the name '{host}'; start it with '--allowed-host {host}' if it should"
+        );
+        let error = Self::new(StatusCode::FORBIDDEN, "invalid_request_error", message);
+        Self { code: Some("host_not_allowed"), ..error }
+    }
+
     pub fn context_exceeded(prompt_tokens: usize, context_tokens: usize, param: &str) -> Self {
         let message = format!(
             "the prompt has {prompt_tokens} tokens and the context holds {context_tokens}; shorten it"
