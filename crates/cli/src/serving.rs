@@ -84,18 +84,13 @@ impl ServingArgs {
     }
 
     fn card(&self, source: &Source, general_name: String) -> Card {
-        let mut names = self.alias.iter().cloned().chain([source.id(), general_name]);
+        let names = self.alias.iter().cloned().chain([source.id(), general_name]);
         let modified = |path| fs::metadata(path).ok()?.modified().ok()?.duration_since(UNIX_EPOCH).ok();
         let created = match source {
             Source::Demo => None,
             Source::File(path) => modified(path),
         };
-        Card {
-            id: names.next().unwrap_or_default(),
-            aliases: names.collect(),
-            created: created.map_or(0, |since| since.as_secs()),
-            ..Card::default()
-        }
+        Card { created: created.map_or(0, |since| since.as_secs()), ..Card::named(names) }
     }
 }
 

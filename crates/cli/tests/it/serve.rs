@@ -134,6 +134,9 @@ fn names_that_lead_here_are_answered_to_only_if_they_may() {
 
 #[test]
 fn the_model_has_the_names_it_was_given() {
+    let plain = server(&[]).get("/v1/models").json();
+    assert_eq!(plain["data"][0]["id"], "dunlin-demo");
+    assert!(!plain["data"][0]["aliases"].to_string().contains("\"dunlin-demo\""), "{plain}");
     let server = server(&["--alias", "first", "--alias", "second"]);
     assert_eq!(server.get("/v1/models").json()["data"][0]["id"], "first");
     for name in ["first", "second", "dunlin-demo"] {
