@@ -13,8 +13,8 @@ pub trait Backend: Send + Sync + 'static {
     /// The tokens of `text`.
     fn encode(&self, text: &str, options: EncodeOptions) -> Vec<TokenId>;
 
-    /// The bytes a token stands for, or `None` where the vocabulary has no such token. Tokens may end within a
-    /// character.
+    /// The bytes that a token is shown as where tokens are listed, or `None` where the vocabulary has no such token:
+    /// what it adds to text, and of a control token, which adds nothing, the name. Tokens may end within a character.
     fn token_bytes(&self, token: TokenId) -> Option<&[u8]>;
 
     /// The text of tokens, special ones included by name; what is not UTF-8 is replaced.
