@@ -1,6 +1,7 @@
 //! What holds where the user said nothing.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 /// Only this machine, until the user says otherwise.
 pub(crate) const HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -24,6 +25,8 @@ pub(crate) const WORKING_BYTES: u64 = 64 << 20;
 
 /// The most that is read from standard input as a prompt.
 pub(crate) const STDIN_BYTES_MAX: u64 = 64 << 20;
+/// How long standard input may be silent before a prompt on the command line is answered without it.
+pub(crate) const STDIN_SILENCE_MAX: Duration = Duration::from_secs(2);
 
 /// What `inspect` reads to measure the memory: far more than the caches hold.
 pub(crate) const BANDWIDTH_BUFFER_BYTES: u64 = 256 << 20;

@@ -9,7 +9,7 @@ use crate::talk;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use engine::gguf::Gguf;
-use engine::model::{Outline, packed};
+use engine::model::{Outline, Progress, packed};
 use engine::{Engine, EngineConfig, Isa, Model, OpenOptions, Pool};
 use std::env;
 use std::path::PathBuf;
@@ -187,12 +187,17 @@ impl Plan {
         )
     }
 
-    /// Packs or maps the weights and starts the engine.
-    pub(crate) fn load(self) -> Result<Engine, CliError> {
+    /// Packs or maps the weights and starts the engine. `progress` hears which part of the packing is done, 0 to 1,
+    /// where weights must be packed.
+    pub(crate) fn load(self, progress: &mut dyn FnMut(f64)) -> Result<Engine, CliError> {
         let options = OpenOptions { isa: self.isa, cache: self.cache, memory_bytes_max: None };
         let pool = Pool::new(self.threads);
         let mut bar = PackingBar::new();
-        let model = Model::from_gguf(self.gguf, &options, &pool, &mut |progress| bar.update(progress))?;
+        let mut report = |packing: Progress| {
+            bar.update(packing);
+            progress(packing.packed_bytes as f64 / packing.total_bytes.max(1) as f64);
+        };
+        let model = Model::from_gguf(self.gguf, &options, &pool, &mut report)?;
         drop(bar);
         if let packed::Outcome::MemoryInstead { path, error } = model.packing() {
             talk::say(format_args!(
@@ -240,6 +245,23 @@ mod tests {
             let said = refused.and_then(|e| e.hint().map(str::to_owned)).unwrap_or_default();
             assert!(said.contains(hint), "{said} does not say {hint}");
         }
+    }
+
+    #[test]
+    fn packing_tells_how_far_it_is() {
+        let args = LoadArgs {
+            threads: Some(1),
+            ctx_size: Some(64),
+            isa: None,
+            cache_dir: None,
+            no_cache: true,
+            no_memory_check: true,
+        };
+        let plan = args.plan(Source::Demo, EngineConfig::default()).unwrap();
+        let mut parts = Vec::new();
+        plan.load(&mut |part| parts.push(part)).unwrap();
+        assert_eq!((parts.first(), parts.last()), (Some(&0.0), Some(&1.0)));
+        assert!(parts.len() > 2 && parts.is_sorted(), "{parts:?}");
     }
 
     #[test]

@@ -49,6 +49,11 @@ pub(crate) struct ServingArgs {
     /// Web origin, such as http://localhost:3000, whose pages may use the API; `*` means all. May be given several times
     #[arg(long, value_name = "ORIGIN")]
     cors_origin: Vec<String>,
+
+    /// Name besides localhost that this server may be asked by; `*` means all. On 127.0.0.1 and ::1 all others are
+    /// refused with 403, elsewhere only if this names some. May be given several times
+    #[arg(long, value_name = "NAME", value_parser = listening::parse_allowed_host)]
+    allowed_host: Vec<String>,
 }
 
 /// What `up` and `serve` do differently.
@@ -71,24 +76,20 @@ impl ServingArgs {
             waiting_max: self.queue.into(),
             drain_time_max: Duration::from_secs(self.drain_timeout.into()),
             cors_origins: self.cors_origin.clone(),
+            hosts_allowed: self.allowed_host.clone(),
             on_access: access_log::writer(log),
             ..Config::default()
         }
     }
 
     fn card(&self, source: &Source, general_name: String) -> Card {
-        let mut names = self.alias.iter().cloned().chain([source.id(), general_name]);
+        let names = self.alias.iter().cloned().chain([source.id(), general_name]);
         let modified = |path| fs::metadata(path).ok()?.modified().ok()?.duration_since(UNIX_EPOCH).ok();
         let created = match source {
             Source::Demo => None,
             Source::File(path) => modified(path),
         };
-        Card {
-            id: names.next().unwrap_or_default(),
-            aliases: names.collect(),
-            created: created.map_or(0, |since| since.as_secs()),
-            ..Card::default()
-        }
+        Card { created: created.map_or(0, |since| since.as_secs()), ..Card::named(names) }
     }
 }
 
@@ -144,7 +145,7 @@ fn load_aside(
         let began = Instant::now();
         let source = plan.source.clone();
         talk::say(format_args!("loading {}", plan.describe()));
-        match plan.load() {
+        match plan.load(&mut |part| server.loading(part)) {
             Ok(engine) => {
                 let card = args.card(&source, engine.model().name());
                 talk::say(format_args!("ready after {} ms as '{}'", began.elapsed().as_millis(), card.id));

@@ -192,6 +192,11 @@ impl Tokenizer {
         self.bytes_of(id, false)
     }
 
+    /// What this token is shown as where tokens are listed: as [`Tokenizer::token_bytes`], but control tokens by name.
+    pub fn shown_bytes(&self, id: TokenId) -> &[u8] {
+        self.bytes_of(id, true)
+    }
+
     fn bytes_of(&self, id: TokenId, special: bool) -> &[u8] {
         match self.kinds.get(id as usize) {
             None => &[],

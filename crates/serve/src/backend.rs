@@ -13,8 +13,8 @@ pub trait Backend: Send + Sync + 'static {
     /// The tokens of `text`.
     fn encode(&self, text: &str, options: EncodeOptions) -> Vec<TokenId>;
 
-    /// The bytes a token stands for, or `None` where the vocabulary has no such token. Tokens may end within a
-    /// character.
+    /// The bytes that a token is shown as where tokens are listed, or `None` where the vocabulary has no such token:
+    /// what it adds to text, and of a control token, which adds nothing, the name. Tokens may end within a character.
     fn token_bytes(&self, token: TokenId) -> Option<&[u8]>;
 
     /// The text of tokens, special ones included by name; what is not UTF-8 is replaced.
@@ -58,6 +58,18 @@ pub struct Card {
 }
 
 impl Card {
+    /// A card with the first of `names` as its id and the others as aliases, each once.
+    pub fn named(names: impl IntoIterator<Item = String>) -> Self {
+        let mut each: Vec<String> = Vec::new();
+        for name in names {
+            if !name.is_empty() && !each.contains(&name) {
+                each.push(name);
+            }
+        }
+        let mut each = each.into_iter();
+        Self { id: each.next().unwrap_or_default(), aliases: each.collect(), ..Self::default() }
+    }
+
     /// Whether a request that asks for `name` means this model.
     pub fn answers_to(&self, name: &str) -> bool {
         name.is_empty() || name == self.id || self.aliases.iter().any(|alias| alias == name)
@@ -103,4 +115,26 @@ pub fn encode_rendered(backend: &dyn Backend, text: &str) -> Vec<TokenId> {
         tokens.remove(0);
     }
     tokens
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_has_each_name_once() {
+        for (names, id, aliases) in [
+            (&["a"][..], "a", &[][..]),
+            (&["a", "a"], "a", &[]),
+            (&["a", "b", "a", "b", "c"], "a", &["b", "c"]),
+            (&["", "a", ""], "a", &[]),
+            (&[], "", &[]),
+        ] {
+            let card = Card::named(names.iter().map(|name| name.to_string()));
+            assert_eq!(
+                (&*card.id, card.aliases),
+                (id, aliases.iter().map(|name| name.to_string()).collect())
+            );
+        }
+    }
 }

@@ -33,6 +33,9 @@ pub struct Config {
     /// Web origins, such as `http://localhost:3000`, whose pages may use the API; `*` means all. The server's own
     /// pages always may.
     pub cors_origins: Vec<String>,
+    /// Names besides `localhost` that requests may reach the server by, without a port; `*` means all. A server that
+    /// listens on an address of the loopback answers to no others; elsewhere an empty list means all.
+    pub hosts_allowed: Vec<String>,
     /// Whether the chat page is served at `/`.
     pub chat_page: bool,
     /// Called when a response ended or its client left.
@@ -53,6 +56,7 @@ impl Default for Config {
             keep_alive_interval: Duration::from_secs(10),
             retry_after: Duration::from_secs(2),
             cors_origins: Vec::new(),
+            hosts_allowed: Vec::new(),
             chat_page: true,
             on_access: None,
             environment: Environment::default(),
@@ -68,6 +72,9 @@ pub struct Limits {
     pub choices_max: usize,
     /// Prompts per completion request.
     pub prompts_max: usize,
+    /// Prompts times choices. Where this is more than the engine can queue, some requests are refused for ever with a
+    /// status that says to try again.
+    pub generations_max: usize,
     /// Tokens given as numbers in one request; a model's context is checked besides.
     pub tokens_max: usize,
     pub stop_strings_max: usize,
@@ -83,6 +90,7 @@ impl Default for Limits {
             body_bytes_max: 8 << 20,
             choices_max: 16,
             prompts_max: 64,
+            generations_max: 64,
             tokens_max: 1 << 18,
             stop_strings_max: 16,
             stop_string_bytes_max: 1024,

@@ -1,4 +1,4 @@
-//! What happens to every request and response, whatever the route: origins, the end of connections, the log.
+//! What happens to every request and response, whatever the route: hosts, origins, the end of connections, the log.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -19,6 +19,7 @@ use wire::Stage;
 
 use crate::config::OnAccess;
 use crate::error::{ApiError, Refusal};
+use crate::hosts;
 use crate::server::Server;
 
 /// One request and what became of it.
@@ -41,9 +42,12 @@ pub(crate) async fn surround(State(server): State<Server>, request: Request<Body
     let began = Instant::now();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let origin = origin(request.headers(), &server.config().cors_origins);
-    let mut response = match (&origin, &method) {
-        (Origin::Foreign(origin), _) => ApiError::origin_not_allowed(origin).into_response(),
-        (Origin::Allowed(_), &Method::OPTIONS) => preflight(),
+    let stranger =
+        server.checks_hosts().then(|| hosts::foreign(request.headers(), &server.config().hosts_allowed));
+    let mut response = match (stranger.flatten(), &origin, &method) {
+        (Some(host), _, _) => ApiError::host_not_allowed(&host).into_response(),
+        (None, Origin::Foreign(origin), _) => ApiError::origin_not_allowed(origin).into_response(),
+        (None, Origin::Allowed(_), &Method::OPTIONS) => preflight(),
         _ => next.run(request).await,
     };
     if let Origin::Allowed(origin) = origin {
@@ -53,8 +57,8 @@ pub(crate) async fn surround(State(server): State<Server>, request: Request<Body
     if server.stage() != Stage::Open {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    let code = response.extensions().get::<Refusal>().map(|refusal| refusal.0);
-    if let Some(code) = code {
+    let refusal = response.extensions().get::<Refusal>().copied();
+    if let Some(Refusal { code, counts: true }) = refusal {
         server.metrics().refused(code);
     }
     let Some(on_access) = server.config().on_access.clone() else { return response };
@@ -62,7 +66,7 @@ pub(crate) async fn surround(State(server): State<Server>, request: Request<Body
         method,
         path,
         status: response.status(),
-        code,
+        code: refusal.map(|refusal| refusal.code),
         body_bytes: 0,
         duration: Duration::ZERO,
         complete: false,

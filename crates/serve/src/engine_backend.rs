@@ -49,7 +49,7 @@ impl Backend for EngineBackend {
 
     fn token_bytes(&self, token: TokenId) -> Option<&[u8]> {
         let tokenizer = self.engine.tokenizer();
-        ((token as usize) < tokenizer.vocabulary()).then(|| tokenizer.token_bytes(token))
+        ((token as usize) < tokenizer.vocabulary()).then(|| tokenizer.shown_bytes(token))
     }
 
     fn decode(&self, tokens: &[TokenId]) -> String {

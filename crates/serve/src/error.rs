@@ -77,6 +77,15 @@ impl ApiError {
         Self { code: Some("origin_not_allowed"), ..error }
     }
 
+    /// 403 because of the name that the request reached the server by.
+    pub fn host_not_allowed(host: &str) -> Self {
+        let message = format!(
+            "this server does not answer to the name '{host}'; start it with '--allowed-host {host}' if it should"
+        );
+        let error = Self::new(StatusCode::FORBIDDEN, "invalid_request_error", message);
+        Self { code: Some("host_not_allowed"), ..error }
+    }
+
     pub fn context_exceeded(prompt_tokens: usize, context_tokens: usize, param: &str) -> Self {
         let message = format!(
             "the prompt has {prompt_tokens} tokens and the context holds {context_tokens}; shorten it"
@@ -176,14 +185,19 @@ impl IntoResponse for ApiError {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         // The access log and the metrics name refusals by their code.
-        response.extensions_mut().insert(Refusal(self.code.unwrap_or("invalid_request")));
+        let code = self.code.unwrap_or("invalid_request");
+        response.extensions_mut().insert(Refusal { code, counts: true });
         response
     }
 }
 
-/// Left in a response that is an error, for who counts them.
+/// Left in a response that is an error, for who logs and counts them.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Refusal(pub(crate) &'static str);
+pub(crate) struct Refusal {
+    pub(crate) code: &'static str,
+    /// Whether a client was refused something. An answer about health refuses nothing.
+    pub(crate) counts: bool,
+}
 
 /// A JSON body with its content type.
 pub(crate) fn json(value: &impl Serialize) -> ([(HeaderName, HeaderValue); 1], Vec<u8>) {

@@ -10,6 +10,7 @@ mod edge;
 mod engine_backend;
 pub mod error;
 mod generation;
+mod hosts;
 mod json;
 mod metrics;
 mod models;

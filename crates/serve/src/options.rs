@@ -88,6 +88,20 @@ impl Options {
             sampling: sampling(fields, limits)?,
         })
     }
+
+    /// Refuses what `prompts` prompts would make too many generations of: an engine that is idle could not queue them.
+    pub(crate) fn check_generations(&self, prompts: usize, limits: &Limits) -> Result<(), ApiError> {
+        let (choices, max) = (self.choices, limits.generations_max);
+        let generations = prompts.saturating_mul(choices);
+        if generations <= max {
+            return Ok(());
+        }
+        let problem = |what: String| format!("asks for {what}; a request may have {max}");
+        Err(match choices {
+            1 => ApiError::field("prompt", problem(format!("{generations} generations"))),
+            _ => ApiError::field("n", problem(format!("{prompts} x {choices} = {generations} generations"))),
+        })
+    }
 }
 
 /// The number of alternatives wanted beside each token, at most the engine's limit.

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::Router;
@@ -54,6 +55,8 @@ struct Shared {
     stage: watch::Sender<Stage>,
     /// Becomes true when what still runs is to be cut.
     cut: watch::Sender<bool>,
+    /// Whether only this machine can connect.
+    on_loopback: AtomicBool,
     /// A permit for every byte of large bodies.
     bodies: Arc<Semaphore>,
 }
@@ -84,6 +87,7 @@ impl Server {
             model: RwLock::new(Model::Loading(None)),
             stage: watch::Sender::new(Stage::Open),
             cut: watch::Sender::new(false),
+            on_loopback: AtomicBool::new(false),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -115,6 +119,9 @@ impl Server {
     /// 4. the model is shut down.
     pub async fn run(&self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
         let config = &self.shared.config;
+        let on_loopback =
+            listener.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback());
+        self.shared.on_loopback.store(on_loopback, Ordering::Release);
         let stage = self.shared.stage.subscribe();
         let serving = wire::connections::serve(listener, self.router(), config.connections.clone(), stage);
         let ending = async {
@@ -190,6 +197,11 @@ impl Server {
             Model::Loading(part) => *part,
             _ => None,
         }
+    }
+
+    /// Whether requests must name a host that is known.
+    pub(crate) fn checks_hosts(&self) -> bool {
+        self.shared.on_loopback.load(Ordering::Acquire) || !self.shared.config.hosts_allowed.is_empty()
     }
 
     pub(crate) fn config(&self) -> &Config {

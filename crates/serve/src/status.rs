@@ -6,7 +6,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use crate::error::{ErrorBody, json};
+use crate::error::{ErrorBody, Refusal, json};
 use crate::metrics;
 use crate::server::{Health, Server};
 
@@ -37,6 +37,9 @@ pub(crate) async fn health(State(server): State<Server>) -> Response {
         error: error.as_ref().map(|error| error.body()),
     });
     *response.body_mut() = body.into();
+    if let Some(refusal) = response.extensions_mut().get_mut::<Refusal>() {
+        refusal.counts = false;
+    }
     response.headers_mut().extend(headers.map(|(name, value)| (Some(name), value)));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response

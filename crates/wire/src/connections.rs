@@ -51,8 +51,8 @@ impl Default for Limits {
 
 /// An answer for those who come when all connections are taken.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nconnection: close\r\n\
-retry-after: 1\r\ncontent-length: 122\r\n\r\n\
-{\"error\":{\"message\":\"the server has no connection left\",\"type\":\"server_error\",\"param\":null,\"code\":\"too_many_connections\"}}";
+retry-after: 1\r\ncontent-length: 127\r\n\r\n\
+{\"error\":{\"message\":\"the server has no connection left\",\"type\":\"unavailable_error\",\"param\":null,\"code\":\"too_many_connections\"}}";
 
 /// hyper refuses to work with less.
 const HEAD_BYTES_MIN: usize = 8192;

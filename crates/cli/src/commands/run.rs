@@ -1,6 +1,7 @@
 //! `dunlin run`: an answer, a continuation or a conversation in the terminal.
 
 mod interactive;
+mod piped;
 mod prompt;
 mod report;
 mod session;
@@ -15,12 +16,13 @@ use engine::EngineConfig;
 use engine::request::Sampling;
 use prompt::Words;
 use session::{Conversation, Session};
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, IsTerminal};
 use std::time::Instant;
 
 /// Ask a model in the terminal: one answer, or a conversation where no prompt is given.
 ///
-/// The answer is streamed to standard output. What is piped in is added to the prompt, or is the prompt.
+/// The answer is streamed to standard output. What is piped in is added to the prompt, or is the prompt; with a prompt,
+/// a pipe that is silent for 2 seconds is left alone.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -103,7 +105,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), CliError> {
     let Words { model, prompt } = prompt::read_words(&args.words);
     let source = Source::or_demo(model.as_deref());
     let terminal = io::stdin().is_terminal();
-    let piped = if terminal { String::new() } else { read_stdin()? };
+    let piped = if terminal { String::new() } else { read_stdin(prompt.is_some())? };
     let prompt = prompt::join(prompt, &piped);
     let began = Instant::now();
     let plan = args.load.plan(source, EngineConfig { parallel: 1, ..EngineConfig::default() })?;
@@ -136,13 +138,15 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), CliError> {
     answer.check()
 }
 
-/// All of standard input, which must be text of a reasonable length.
-fn read_stdin() -> Result<String, CliError> {
-    let mut bytes = Vec::new();
-    io::stdin().lock().take(defaults::STDIN_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > defaults::STDIN_BYTES_MAX {
-        let message = format!("standard input is longer than {} bytes", defaults::STDIN_BYTES_MAX);
-        return Err(CliError::new(Kind::Usage, message));
-    }
-    String::from_utf8(bytes).map_err(|_| CliError::new(Kind::Usage, "standard input is not UTF-8 text"))
+/// What was piped in. It may only be silent for long where it must be the prompt.
+fn read_stdin(has_prompt: bool) -> Result<String, CliError> {
+    let silence_max = defaults::STDIN_SILENCE_MAX;
+    let piped = piped::read(&mut io::stdin().lock(), has_prompt.then_some(silence_max))?;
+    Ok(piped.unwrap_or_else(|| {
+        talk::say(format_args!(
+            "nothing came on standard input for {} s: going on without it; < /dev/null does not wait",
+            silence_max.as_secs()
+        ));
+        String::new()
+    }))
 }

@@ -14,6 +14,14 @@ pub(super) fn parse_host(text: &str) -> Result<IpAddr, String> {
     address.map_err(|_| "an IP address is needed, such as 127.0.0.1, 0.0.0.0 or ::1".to_owned())
 }
 
+/// A name without scheme and port, as it is compared.
+pub(super) fn parse_allowed_host(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.contains([':', '/', ' ']) {
+        return Err("a name alone is needed, such as box.lan: no scheme, no port".to_owned());
+    }
+    Ok(text.trim_end_matches('.').to_owned())
+}
+
 /// Listens on `port`; without one on the usual port, or the next that is free.
 pub(super) async fn listen(host: IpAddr, port: Option<u16>) -> Result<TcpListener, ListenError> {
     if let Some(port) = port {

@@ -49,10 +49,15 @@ pub(crate) struct Exchange {
 
 impl Exchange {
     pub(crate) fn start(address: SocketAddr, method: &str, path: &str, body: &str) -> Self {
+        Self::start_as(&address.to_string(), address, method, path, body)
+    }
+
+    /// The same, by another name of the server.
+    pub(crate) fn start_as(host: &str, address: SocketAddr, method: &str, path: &str, body: &str) -> Self {
         let mut stream = TcpStream::connect(address).expect("the server listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("a time is set");
         let request = format!(
-            "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-type: application/json\r\n\
+            "{method} {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\ncontent-type: application/json\r\n\
              content-length: {}\r\n\r\n{body}",
             body.len()
         );

@@ -38,6 +38,19 @@ fn the_prompt_may_be_words_a_pipe_or_both() {
 }
 
 #[test]
+fn a_pipe_that_is_open_and_silent_does_not_hold_up_a_prompt() {
+    let mut command = dunlin(&["run", "--raw", "--temperature", "0", "-n", "1", "the"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the binary was built");
+    let silent = child.stdin.take().expect("piped");
+    let output = child.wait_with_output().expect("a child can be waited for");
+    drop(silent);
+    assert!(output.status.success() && !output.stdout.is_empty(), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.lines().count() == 1 && said.contains("standard input"), "{said}");
+}
+
+#[test]
 fn json_has_text_usage_and_timing() {
     let text = stdout(&["run", "--temperature", "0", "what is dunlin?"], "");
     let json: Value =

@@ -126,7 +126,19 @@ fn a_second_signal_ends_at_once() {
 }
 
 #[test]
+fn names_that_lead_here_are_answered_to_only_if_they_may() {
+    let server = server(&["--allowed-host", "box.lan"]);
+    for (host, status) in [("localhost:80", 200), ("box.lan:80", 200), ("evil.example:80", 403)] {
+        let response = Exchange::start_as(host, server.address, "GET", "/v1/models", "").finish();
+        assert_eq!(response.status, status, "{host}: {}", response.body);
+    }
+}
+
+#[test]
 fn the_model_has_the_names_it_was_given() {
+    let plain = server(&[]).get("/v1/models").json();
+    assert_eq!(plain["data"][0]["id"], "dunlin-demo");
+    assert!(!plain["data"][0]["aliases"].to_string().contains("\"dunlin-demo\""), "{plain}");
     let server = server(&["--alias", "first", "--alias", "second"]);
     assert_eq!(server.get("/v1/models").json()["data"][0]["id"], "first");
     for name in ["first", "second", "dunlin-demo"] {

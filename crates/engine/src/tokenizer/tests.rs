@@ -128,6 +128,7 @@ fn special_tokens_are_found_when_asked_and_user_tokens_always() {
         (tokenizer.token_bytes(end), tokenizer.decode(&[end], true).as_str()),
         (&b""[..], "<|im_end|>")
     );
+    assert_eq!(tokenizer.shown_bytes(end), b"<|im_end|>");
 }
 
 #[test]

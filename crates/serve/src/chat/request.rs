@@ -34,8 +34,10 @@ impl ChatRequest {
     /// Reads and checks a body. What a model cannot be asked is refused here, before any model is.
     pub fn read(body: &[u8], limits: &Limits) -> Result<Self, ApiError> {
         let fields = Fields::read(body, &[options::FIELDS, FIELDS])?;
+        let options = Options::read(&fields, limits)?;
+        options.check_generations(1, limits)?;
         Ok(Self {
-            options: Options::read(&fields, limits)?,
+            options,
             logprobs: logprobs(&fields)?,
             chat: Chat {
                 messages: messages::read(&fields, limits)?,

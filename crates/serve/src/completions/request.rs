@@ -36,6 +36,7 @@ impl CompletionRequest {
             echo: fields.boolean("echo")?.unwrap_or(false),
             prompts: prompts(&fields, limits)?,
         };
+        request.options.check_generations(request.prompts.len(), limits)?;
         if fields.string("suffix")?.is_some_and(|suffix| !suffix.is_empty()) {
             return Err(ApiError::unsupported(
                 "suffix",

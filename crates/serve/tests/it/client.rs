@@ -68,12 +68,17 @@ pub(crate) async fn start_with(script: Script, config: Config) -> Running {
 }
 
 /// A server that is loading; its fake is for later.
-pub(crate) async fn start_without_model(fake: Arc<Fake>, mut config: Config) -> Running {
+pub(crate) async fn start_without_model(fake: Arc<Fake>, config: Config) -> Running {
+    start_at("127.0.0.1:0".parse().unwrap(), fake, config).await
+}
+
+/// The same at any address.
+pub(crate) async fn start_at(address: SocketAddr, fake: Arc<Fake>, mut config: Config) -> Running {
     let accesses: Arc<Mutex<Vec<Access>>> = Arc::default();
     let log = Arc::clone(&accesses);
     config.on_access = Some(Arc::new(move |access| log.lock().unwrap().push(access.clone())));
     let server = Server::new(config);
-    let listener = wire::listen::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let listener = wire::listen::bind(address).await.unwrap();
     let address = listener.local_addr().unwrap();
     let (shutdown, asked) = oneshot::channel::<()>();
     let runner = server.clone();
@@ -157,13 +162,25 @@ impl Client {
         body: &[u8],
     ) -> Response {
         self.write(method, path, headers, body).await;
+        self.response_to(method).await
+    }
+
+    /// A whole response that was not asked for by [`Client::send`].
+    pub(crate) async fn read(&mut self) -> Response {
+        self.response_to("GET").await
+    }
+
+    async fn response_to(&mut self, method: &str) -> Response {
         let mut response = self.head().await;
         response.body = soon("a body", self.whole_body(method, &response)).await;
         response
     }
 
     pub(crate) async fn write(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) {
-        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\n", self.address);
+        let mut head = format!("{method} {path} HTTP/1.1\r\n");
+        if !headers.iter().any(|(name, _)| *name == "host") {
+            head.push_str(&format!("host: {}\r\n", self.address));
+        }
         for (name, value) in headers {
             head.push_str(&format!("{name}: {value}\r\n"));
         }

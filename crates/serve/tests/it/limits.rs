@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use serde_json::json;
+use serve::Config;
 
-use crate::client::{config, soon, start, start_with};
-use crate::fake::Script;
+use crate::client::{config, soon, start, start_at, start_with};
+use crate::fake::{Fake, Script};
 
 #[tokio::test]
 async fn bodies_that_are_too_long_or_too_slow() {
@@ -17,7 +18,7 @@ async fn bodies_that_are_too_long_or_too_slow() {
     let announced = running.post("/v1/completions", json!({"prompt": "x".repeat(100)})).await;
     let mut client = running.connect().await;
     let chunked = format!(
-        "POST /v1/completions HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n64\r\n{}\r\n0\r\n\r\n",
+        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n64\r\n{}\r\n0\r\n\r\n",
         "x".repeat(100)
     );
     client.raw(chunked.as_bytes()).await;
@@ -37,7 +38,7 @@ async fn bodies_that_are_too_long_or_too_slow() {
 async fn bodies_in_pieces_are_put_together() {
     let running = start(Script::default()).await;
     let mut client = running.connect().await;
-    client.raw(b"POST /tokenize HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n").await;
+    client.raw(b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n").await;
     for piece in ["{\"con", "tent\"", ":\"a\"}"] {
         client.raw(format!("{:x}\r\n{piece}\r\n", piece.len()).as_bytes()).await;
     }
@@ -92,8 +93,9 @@ async fn more_connections_than_allowed() {
         held.push(client);
     }
     let mut client = running.connect().await;
-    let refused = client.head().await;
+    let refused = client.read().await;
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
+    assert_eq!(refused.json()["error"]["type"], "unavailable_error");
     drop(held);
 }
 
@@ -105,8 +107,10 @@ async fn a_client_that_stops_reading_is_cut() {
     let mut client = running.connect().await;
     // Answers that nobody takes fill what sockets buffer, and then the server waits, and then no more.
     let body = json!({"tokens": vec![97; 200_000]}).to_string();
-    let request =
-        format!("POST /detokenize HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let request = format!(
+        "POST /detokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
     let cut = async { while client.raw(request.as_bytes()).await {} };
     soon("the cut", cut).await;
 }
@@ -137,4 +141,48 @@ async fn pages_of_other_origins() {
         response.header("access-control-allow-headers"),
         Some("authorization, content-type, x-requested-with")
     );
+}
+
+#[tokio::test]
+async fn a_page_whose_name_leads_to_this_machine() {
+    let mut config = config();
+    config.hosts_allowed = vec!["box.lan".into()];
+    let running = start_with(Script::default(), config).await;
+    let mut client = running.connect().await;
+    let own = running.address.to_string();
+    for (host, status) in [
+        (&*own, 200),
+        ("localhost:8080", 200),
+        ("[::1]:8080", 200),
+        ("box.lan:8080", 200),
+        ("evil.example:8080", 403),
+        ("localhost.evil.example", 403),
+    ] {
+        let origin = format!("http://{host}");
+        let browser = [("host", host), ("origin", &*origin), ("sec-fetch-site", "same-origin")];
+        for headers in [&browser[..], &browser[..1]] {
+            let posted = client.send("POST", "/tokenize", headers, b"{\"content\":\"a\"}").await;
+            let got = client.send("GET", "/v1/models", headers, b"").await;
+            assert_eq!((posted.status, got.status), (status, status), "{host}");
+        }
+    }
+    let refused = client.send("GET", "/", &[("host", "evil.example:8080")], b"").await.json();
+    let message = "this server does not answer to the name 'evil.example'; start it with '--allowed-host evil.example' \
+        if it should";
+    assert_eq!(
+        refused["error"],
+        json!({"message": message, "type": "invalid_request_error", "param": null, "code": "host_not_allowed"})
+    );
+}
+
+#[tokio::test]
+async fn names_of_a_server_that_others_can_reach() {
+    for (hosts_allowed, status) in [(&[][..], 200), (&["box.lan"], 403)] {
+        let hosts_allowed = hosts_allowed.iter().map(|host| host.to_string()).collect();
+        let everywhere = "0.0.0.0:0".parse().unwrap();
+        let running =
+            start_at(everywhere, Fake::new(Script::default()), Config { hosts_allowed, ..config() }).await;
+        let response = running.connect().await.send("GET", "/metrics", &[("host", "some.name")], b"").await;
+        assert_eq!(response.status, status);
+    }
 }

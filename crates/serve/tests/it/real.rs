@@ -10,6 +10,9 @@ use serve::{Card, EngineBackend};
 use crate::client::{Events, Running, config, soon, start_without_model, text_of};
 use crate::fake::{Fake, Script};
 
+/// A control token of the demo model that does not end its answers.
+const CONTROL: &str = "<|user|>";
+
 const QUESTION: &str = "edge-cam-07 temp=91C fan=0rpm load=0.42 disk=63% mem=48% uptime=12d";
 
 async fn start() -> Running {
@@ -92,6 +95,26 @@ async fn draining_waits_for_the_last_answer() {
     assert_eq!((&last["choices"], &last["usage"]["completion_tokens"]), (&json!([]), &json!(500)));
     assert_eq!(events.last().map(String::as_str), Some("[DONE]"));
     running.ended().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn control_tokens_are_spelled_out_in_lists_and_not_in_text() {
+    let running = start().await;
+    let asked = json!({"content": format!("a{CONTROL}"), "with_pieces": true});
+    let pieces = running.post("/tokenize", asked).await.json()["tokens"].clone();
+    let control = &pieces.as_array().unwrap().last().unwrap();
+    assert_eq!(control["piece"], CONTROL, "{pieces}");
+
+    // A bias that leaves the model no other choice.
+    let forced = json!({"logprobs": true, "logit_bias": [[control["id"], 100]], "max_tokens": 1});
+    let choice = running.post("/v1/chat/completions", chat(forced)).await.json()["choices"][0].clone();
+    let listed = &choice["logprobs"]["content"][0];
+    assert_eq!((&choice["message"]["content"], &choice["finish_reason"]), (&json!(""), &json!("length")));
+    assert_eq!(
+        (&listed["token"], &listed["bytes"]),
+        (&json!(CONTROL), &json!(CONTROL.as_bytes())),
+        "{choice}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

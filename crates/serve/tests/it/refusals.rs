@@ -1,6 +1,6 @@
 //! What is refused, and in which words.
 
-use crate::client::{Client, Running, start};
+use crate::client::{Client, Running, config, start, start_with};
 use crate::fake::Script;
 
 /// Posts `body` and compares status, `param`, `code` and message.
@@ -332,6 +332,40 @@ async fn fields_of_text_completions() {
         ),
     ] {
         check(&running, "/v1/completions", &format!("{{{fields}}}"), (400, Some(param), code, message)).await;
+    }
+}
+
+#[tokio::test]
+async fn more_generations_than_can_ever_be_queued() {
+    let mut config = config();
+    config.limits.generations_max = 12;
+    let running = start_with(Script::default(), config).await;
+    for (prompts, n, refused) in [
+        (12, 1, None),
+        (3, 4, None),
+        (13, 1, Some(("prompt", "'prompt' asks for 13 generations; a request may have 12"))),
+        (4, 4, Some(("n", "'n' asks for 4 x 4 = 16 generations; a request may have 12"))),
+    ] {
+        let prompts = vec!["x"; prompts];
+        let body = serde_json::json!({"prompt": prompts, "n": n, "max_tokens": 1}).to_string();
+        match refused {
+            Some((param, message)) => {
+                check(&running, "/v1/completions", &body, (400, Some(param), INVALID, message)).await;
+            }
+            None => assert_eq!(running.post("/v1/completions", &body).await.status, 200, "{body}"),
+        }
+    }
+    let chat = "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"n\":13}";
+    let message = "'n' asks for 1 x 13 = 13 generations; a request may have 12";
+    check(&running, "/v1/chat/completions", chat, (400, Some("n"), INVALID, message)).await;
+}
+
+#[tokio::test]
+async fn an_idle_server_refuses_no_request_because_of_its_queue() {
+    let running = start(Script::default()).await;
+    for (prompts, n, status) in [(64, 1, 200), (4, 16, 200), (32, 16, 400), (5, 13, 400)] {
+        let body = serde_json::json!({"prompt": vec!["x"; prompts], "n": n, "max_tokens": 1});
+        assert_eq!(running.post("/v1/completions", body).await.status, status, "{prompts} x {n}");
     }
 }
 

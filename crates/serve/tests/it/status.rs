@@ -19,7 +19,10 @@ async fn health_while_the_model_comes() {
         assert_eq!((response.status, response.json()), (503, json!({"error": error})));
     }
     assert_eq!(running.get("/v1/models").await.status, 503);
-    assert_eq!(running.get("/metrics").await.status, 200);
+    // Three were refused what they asked for, and one the models; who asks for health is told it.
+    let metrics = running.get("/metrics").await;
+    let refusals = metrics.text().lines().filter(|line| line.starts_with("dunlin_refusals_total"));
+    assert_eq!(refusals.collect::<Vec<_>>(), ["dunlin_refusals_total{code=\"model_loading\"} 4"]);
 
     running.server.loading(0.25);
     assert_eq!(running.get("/health").await.json()["progress"], 0.25);
@@ -160,6 +163,15 @@ async fn a_server_without_the_page() {
     config.chat_page = false;
     let running = crate::client::start_with(Script::default(), config).await;
     assert_eq!(running.get("/").await.status, 404);
+}
+
+#[tokio::test]
+async fn the_log_of_health() {
+    let running = start_without_model(Fake::new(Script::default()), config()).await;
+    running.get("/health").await;
+    until("a line", || running.accesses.lock().unwrap().len() == 1).await;
+    let access = running.accesses.lock().unwrap()[0].clone();
+    assert_eq!((access.status.as_u16(), access.code), (503, Some("model_loading")));
 }
 
 #[tokio::test]

@@ -67,7 +67,7 @@ impl Answer {
 impl Session {
     pub(super) fn new(plan: Plan, args: &RunArgs) -> Result<Self, CliError> {
         let card = Card { id: plan.source.id(), ..Card::default() };
-        let engine = plan.load()?;
+        let engine = plan.load(&mut |_| {})?;
         let template = engine.model().template();
         if let (Some(Err(broken)), false) = (&template, args.raw) {
             return Err(CliError::new(Kind::Model, broken.to_string())
