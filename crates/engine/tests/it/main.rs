@@ -6,7 +6,10 @@ use std::path::PathBuf;
 mod allocations;
 mod gguf_files;
 mod gguf_mutations;
+mod logits;
+mod model_errors;
 mod template_conformance;
+mod tiny;
 mod tokenizer_conformance;
 
 /// The folder of shared reference data, or a printed line saying that `test` is skipped without it.
