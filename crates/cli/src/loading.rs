@@ -182,7 +182,7 @@ impl Plan {
 
     /// Packs or maps the weights and starts the engine.
     pub(crate) fn load(self) -> Result<Engine, CliError> {
-        let options = OpenOptions { isa: self.isa, cache: self.cache, memory_bytes_max: None };
+        let options = OpenOptions { isa: self.isa, cache: self.cache, ..OpenOptions::default() };
         let pool = Pool::new(self.threads);
         let mut bar = PackingBar::new();
         let model = Model::from_gguf(self.gguf, &options, &pool, &mut |progress| bar.update(progress))?;

@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use memmap2::{Mmap, MmapMut};
@@ -49,9 +50,14 @@ pub struct NewFile {
 
 impl NewFile {
     /// Creates `path`, which must not exist, with `len` bytes that are really there: a full disk is an error now and
-    /// not a SIGBUS later.
+    /// not a SIGBUS later. The file stays locked until this is dropped, which tells it from one whose writer died.
     pub fn create(path: &Path, len: u64) -> io::Result<NewFile> {
         let file = File::options().read(true).write(true).create_new(true).open(path)?;
+        file.try_lock()?;
+        let (ours, there) = (file.metadata()?, std::fs::metadata(path)?);
+        if (ours.dev(), ours.ino()) != (there.dev(), there.ino()) {
+            return Err(io::Error::other("the new file was removed before it was locked"));
+        }
         rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, len)?;
         // SAFETY: the file was just created under a name of this process's own, so nobody else maps or truncates it.
         let map = unsafe { MmapMut::map_mut(&file)? };
