@@ -190,7 +190,7 @@ impl Plan {
     /// Packs or maps the weights and starts the engine. `progress` hears which part of the packing is done, 0 to 1,
     /// where weights must be packed.
     pub(crate) fn load(self, progress: &mut dyn FnMut(f64)) -> Result<Engine, CliError> {
-        let options = OpenOptions { isa: self.isa, cache: self.cache, memory_bytes_max: None };
+        let options = OpenOptions { isa: self.isa, cache: self.cache, ..OpenOptions::default() };
         let pool = Pool::new(self.threads);
         let mut bar = PackingBar::new();
         let mut report = |packing: Progress| {

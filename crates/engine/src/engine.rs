@@ -207,6 +207,8 @@ impl Inbox {
                 Some(pending)
             })
             .collect();
+        // Counted here and not after their first step, so that the queue's limit holds meanwhile.
+        state.stats.requests_running += live;
         Some(taken)
     }
 

@@ -7,10 +7,10 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use memmap2::{Mmap, MmapMut};
-use rustix::fs::FlockOperation;
 
 /// A whole file, mapped read-only. Starts on a page boundary.
 #[derive(Debug)]
@@ -50,21 +50,18 @@ pub struct NewFile {
 
 impl NewFile {
     /// Creates `path`, which must not exist, with `len` bytes that are really there: a full disk is an error now and
-    /// not a SIGBUS later.
+    /// not a SIGBUS later. The file stays locked until this is dropped, which tells it from one whose writer died.
     pub fn create(path: &Path, len: u64) -> io::Result<NewFile> {
         let file = File::options().read(true).write(true).create_new(true).open(path)?;
-        // Tells others that somebody is at work; without locks, on some network file systems, nobody will ask.
-        let _ = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+        file.try_lock()?;
+        let (ours, there) = (file.metadata()?, std::fs::metadata(path)?);
+        if (ours.dev(), ours.ino()) != (there.dev(), there.ino()) {
+            return Err(io::Error::other("the new file was removed before it was locked"));
+        }
         rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, len)?;
         // SAFETY: the file was just created under a name of this process's own, so nobody else maps or truncates it.
         let map = unsafe { MmapMut::map_mut(&file)? };
         Ok(NewFile { file, map })
-    }
-
-    /// Whether `path` was created by a process that ended before it was done.
-    pub fn is_abandoned(path: &Path) -> bool {
-        let lock = |file| rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive);
-        File::open(path).is_ok_and(|file| lock(file).is_ok())
     }
 
     pub fn bytes_mut(&mut self) -> &mut [u8] {
@@ -75,21 +72,5 @@ impl NewFile {
     pub fn sync(&self) -> io::Result<()> {
         self.map.flush()?;
         self.file.sync_all()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_new_file_is_abandoned_once_nobody_writes_it() {
-        let path = std::env::temp_dir().join(format!("dunlin-new-file-{}", std::process::id()));
-        let file = NewFile::create(&path, 4096).expect("the folder for temporary files can be written");
-        assert!(!NewFile::is_abandoned(&path));
-        drop(file);
-        assert!(NewFile::is_abandoned(&path));
-        std::fs::remove_file(&path).expect("just created");
-        assert!(!NewFile::is_abandoned(&path), "there is none");
     }
 }

@@ -69,13 +69,20 @@ pub struct OpenOptions {
     pub isa: Isa,
     /// Where packed weights are kept between runs; `None`: in memory only.
     pub cache: Option<PathBuf>,
+    /// Packed weights up to this size are kept in memory although there is a cache.
+    pub memory_packed_bytes_max: u64,
     /// Refuse a model whose weights take more than this.
     pub memory_bytes_max: Option<u64>,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { isa: Isa::detect(), cache: None, memory_bytes_max: None }
+        Self {
+            isa: Isa::detect(),
+            cache: None,
+            memory_packed_bytes_max: packed::MEMORY_BYTES_MAX,
+            memory_bytes_max: None,
+        }
     }
 }
 

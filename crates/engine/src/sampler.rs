@@ -8,9 +8,6 @@ use kernels::{Context, ops};
 use std::collections::{HashMap, VecDeque};
 use stdx::random::Random;
 
-/// The longest window that penalties look back over.
-const REPEAT_LAST_N_MAX: usize = 1 << 20;
-
 /// The most tokens whose logits a request may bias.
 const LOGIT_BIAS_MAX: usize = 1 << 16;
 
@@ -33,12 +30,6 @@ pub(crate) fn check(sampling: &Sampling, vocabulary: usize) -> Result<(), Refuse
         if !(min..=max).contains(&value) {
             return refuse(field, format!("{value} is out of range"));
         }
-    }
-    if sampling.repeat_last_n > REPEAT_LAST_N_MAX {
-        return refuse(
-            "repeat_last_n",
-            format!("{} is more than {REPEAT_LAST_N_MAX}", sampling.repeat_last_n),
-        );
     }
     if sampling.logit_bias.len() > LOGIT_BIAS_MAX {
         return refuse("logit_bias", format!("more than {LOGIT_BIAS_MAX} entries"));
@@ -77,7 +68,7 @@ impl Sampler {
         sampler
     }
 
-    /// How many tokens penalties look back over; 0 where there are none.
+    /// How many tokens penalties look back over, where there are as many; 0 where there are no penalties.
     fn window(&self) -> usize {
         let s = &self.sampling;
         let off = s.repeat_penalty == 1.0 && s.presence_penalty == 0.0 && s.frequency_penalty == 0.0;
@@ -302,6 +293,18 @@ mod tests {
                 greedy(Sampling { repeat_penalty: 1.5, repeat_last_n: 1, ..sampling() }),
                 [0, 1, 0, 1]
             );
+        });
+    }
+
+    #[test]
+    fn a_window_of_any_size_looks_back_over_all_tokens() {
+        with_context(|context| {
+            let penalties =
+                Sampling { temperature: 0.0, presence_penalty: 1.0, repeat_last_n: usize::MAX, ..sampling() };
+            assert_eq!(check(&penalties, 3), Ok(()));
+            let mut sampler = Sampler::new(penalties, 0, &[0]);
+            let chosen: Vec<_> = (0..3).map(|_| sampler.choose(context, &[3.0, 2.9, 2.8], &[])).collect();
+            assert_eq!(chosen, [1, 2, 0]);
         });
     }
 

@@ -132,14 +132,15 @@ impl<'a> Scheduler<'a> {
             }
             self.report();
         }
-        for mut slot in self.slots.drain(..) {
+        let slots = std::mem::take(&mut self.slots);
+        self.report();
+        for mut slot in slots {
             let text = slot.text.finish();
             slot.finish(FinishReason::Cancelled, text);
         }
         for pending in self.inbox.take_all() {
             pending.finish(FinishReason::Cancelled);
         }
-        self.report();
     }
 
     fn admit(&mut self, pending: Pending) {
@@ -183,10 +184,11 @@ impl<'a> Scheduler<'a> {
         }
     }
 
-    /// Ends slot `i` and frees its pages.
+    /// Ends slot `i` and frees its pages; whoever hears of it finds it gone from the statistics.
     fn retire(&mut self, i: usize, reason: FinishReason, text: String) {
         let mut slot = self.slots.remove(i);
         self.cache.release(&mut slot.pages);
+        self.report();
         slot.finish(reason, text);
     }
 

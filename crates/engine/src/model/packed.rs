@@ -2,10 +2,16 @@
 //!
 //! Packing rewrites every matrix into the layout of the instruction set's kernels. A small model is packed into memory
 //! at every start. A large one is packed into a file, so that the next start is a map and not a conversion, several
-//! processes share the memory, and none of it is private. A file is named and checked by a key over everything it
-//! depends on: this format's version, how bytes are stored, the model's header, size, modification time and samples of
-//! its data. It is written under a temporary name and renamed when whole; a key that does not match means it is made
-//! anew. Where the folder cannot be written or the disk is full, the weights are packed into memory instead.
+//! processes share the memory, and none of it is private.
+//!
+//! A file is named and checked by a key over what it depends on: this format's version, how the instruction set wants
+//! bytes stored, the name, shape, format and length of every matrix, the model file's size and modification time, and
+//! samples of the matrices' data. A key that does not match means that the file is made anew. Each kind of bytes has a
+//! file of its own, so instruction sets may take turns on one folder.
+//!
+//! A file is written under a temporary name, which its writer keeps locked, and renamed when whole. A temporary file that
+//! nobody holds was left by a process that died, and the next one to pack the model removes it. Where the folder cannot
+//! be written or the disk is full, the weights are packed into memory instead.
 
 use super::weights::Plan;
 use super::{OpenOptions, Progress};
@@ -25,7 +31,7 @@ use std::time::UNIX_EPOCH;
 /// Changes whenever a packed layout does.
 const VERSION: u32 = 2;
 
-/// Models whose packed weights are smaller than this are packed into memory: a file would save nothing.
+/// Packed weights up to this size go into memory by default: a file would save nothing.
 pub const MEMORY_BYTES_MAX: u64 = 64 << 20;
 
 /// Matrices start on page boundaries of the file.
@@ -34,9 +40,6 @@ const ALIGNMENT: usize = 4096;
 /// Bytes in front of the first matrix: magic, version, key.
 const HEADER_BYTES: usize = ALIGNMENT;
 const MAGIC: &[u8; 8] = b"dunlinpk";
-
-/// How the name of a file ends that is being written.
-const TEMPORARY: &str = ".packing";
 
 /// Sampled places and bytes of a model's data that go into the key.
 const SAMPLES: usize = 16;
@@ -63,11 +66,13 @@ pub(crate) fn prepare(
     pool: &Pool,
     progress: &mut dyn FnMut(Progress),
 ) -> (Vec<Matrix>, Outcome) {
-    let Some(folder) = options.cache.as_deref().filter(|_| plan.packed_bytes() > MEMORY_BYTES_MAX) else {
+    let Some(folder) =
+        options.cache.as_deref().filter(|_| plan.packed_bytes() > options.memory_packed_bytes_max)
+    else {
         return (pack_in_memory(gguf, plan, options.isa, pool, progress), Outcome::Memory);
     };
     let key = key(gguf, plan, options.isa);
-    let path = folder.join(file_name(gguf, &key));
+    let path = folder.join(file_name(gguf, options.isa, &key));
     if let Some(matrices) = map(&path, &key, plan, options.isa) {
         return (matrices, Outcome::Mapped { path });
     }
@@ -152,16 +157,19 @@ fn create(
 ) -> io::Result<()> {
     let folder = path.parent().ok_or_else(|| io::Error::other("a cache file has a folder"))?;
     fs::create_dir_all(folder)?;
-    remove_abandoned(folder);
-    let temporary = path.with_extension(format!("{}{TEMPORARY}", std::process::id()));
-    let written =
-        write(gguf, plan, isa, pool, &temporary, key, progress).and_then(|()| fs::rename(&temporary, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-        return written;
+    remove_abandoned(folder, path);
+    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    let written = write(gguf, plan, isa, pool, &temporary, key, progress).and_then(|file| {
+        fs::rename(&temporary, path)?;
+        // Until here the file was locked, so that nobody takes it for abandoned.
+        drop(file);
+        Ok(())
+    });
+    match written {
+        Ok(()) => remove_stale(folder, path),
+        Err(_) => remove_unlocked(&temporary),
     }
-    remove_stale(folder, path);
-    Ok(())
+    written
 }
 
 fn write(
@@ -172,9 +180,8 @@ fn write(
     path: &Path,
     key: &[u8; 32],
     progress: &mut dyn FnMut(Progress),
-) -> io::Result<()> {
+) -> io::Result<NewFile> {
     let (ranges, len) = places(plan);
-    let _ = fs::remove_file(path);
     let mut file = NewFile::create(path, len as u64)?;
     let bytes = file.bytes_mut();
     let mut report = Reporter::new(plan, progress);
@@ -184,34 +191,44 @@ fn write(
     }
     bytes[..HEADER_BYTES].copy_from_slice(&header(key));
     // The rename must not reach the disk before the contents do.
-    file.sync()
-}
-
-/// Removes what processes that were killed while they packed have left behind; best effort.
-fn remove_abandoned(folder: &Path) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if entry.file_name().as_encoded_bytes().ends_with(TEMPORARY.as_bytes())
-            && NewFile::is_abandoned(&entry.path())
-        {
-            let _ = fs::remove_file(entry.path());
-        }
-    }
+    file.sync()?;
+    Ok(file)
 }
 
 /// Removes packed files of earlier states of the same model; best effort.
 fn remove_stale(folder: &Path, path: &Path) {
-    let name_of = |p: &Path| p.file_name().map(|n| n.to_string_lossy().into_owned());
-    let Some(name) = name_of(path) else { return };
-    let Some((model, _)) = name.split_once('-') else { return };
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let other = entry.file_name().to_string_lossy().into_owned();
-        if other != name
-            && other.ends_with(".packed")
-            && other.split_once('-').is_some_and(|(m, _)| m == model)
-        {
-            let _ = fs::remove_file(entry.path());
-        }
+    for other in files_beside(folder, path, ".packed") {
+        let _ = fs::remove_file(other);
     }
+}
+
+/// Removes what processes that died left of packing the same model; best effort.
+fn remove_abandoned(folder: &Path, path: &Path) {
+    for other in files_beside(folder, path, ".tmp") {
+        remove_unlocked(&other);
+    }
+}
+
+/// Removes a temporary file unless its writer is at work. A lock ends with its process, however that ends.
+fn remove_unlocked(path: &Path) {
+    if let Ok(file) = fs::File::open(path)
+        && file.try_lock().is_ok()
+    {
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// The other files of the model and kind of bytes that `path` belongs to, with this ending.
+fn files_beside(folder: &Path, path: &Path, ending: &str) -> Vec<PathBuf> {
+    let name_of = |p: &Path| p.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let model_of = |name: &str| name.rsplit_once('-').map(|(model, _)| model.to_owned());
+    let name = name_of(path);
+    let model = model_of(&name);
+    let beside = |other: &PathBuf| {
+        let other = name_of(other);
+        other != name && other.ends_with(ending) && model_of(&other) == model
+    };
+    fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).filter(beside).collect()
 }
 
 fn header(key: &[u8; 32]) -> Vec<u8> {
@@ -222,12 +239,16 @@ fn header(key: &[u8; 32]) -> Vec<u8> {
     header
 }
 
-/// `<model path>-<key>.packed`, both hashed.
-fn file_name(gguf: &Gguf, key: &[u8; 32]) -> String {
+/// `<model path>-<s or u>-<key>.packed`, path and key hashed; s and u for signed and unsigned bytes.
+fn file_name(gguf: &Gguf, isa: Isa, key: &[u8; 32]) -> String {
     let path = gguf.path().map(|p| fs::canonicalize(p).unwrap_or_else(|_| p.to_owned())).unwrap_or_default();
     let path = Sha256::digest(path.as_os_str().as_encoded_bytes());
     let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
-    format!("{}-{}.packed", hex(&path[..8]), hex(&key[..12]))
+    let bytes = match isa.bytes() {
+        Bytes::Signed => "s",
+        Bytes::Unsigned => "u",
+    };
+    format!("{}-{bytes}-{}.packed", hex(&path[..8]), hex(&key[..12]))
 }
 
 /// A digest of everything that the packed bytes depend on.

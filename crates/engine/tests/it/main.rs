@@ -1,13 +1,41 @@
 //! The engine at its public boundary.
 #![allow(clippy::print_stdout)] // tests say what they skip and what they counted
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 mod allocations;
+mod generation;
 mod gguf_files;
 mod gguf_mutations;
+mod logits;
+mod model_errors;
+mod packed_files;
 mod template_conformance;
+mod tiny;
 mod tokenizer_conformance;
+
+/// A folder of a test's own, removed at its end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("dunlin-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path).expect("the folder for temporary files can be written");
+        Folder(path)
+    }
+
+    fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
 
 /// The folder of shared reference data, or a printed line saying that `test` is skipped without it.
 fn shared(test: &str) -> Option<PathBuf> {

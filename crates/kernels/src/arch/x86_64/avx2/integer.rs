@@ -1,5 +1,6 @@
 //! Integer tiles: `vpmaddubsw` of unsigned weights and signed activations into 16-bit sums, added up as far as they fit,
-//! then `vpmaddwd` into 32 bits. Signed weights go by `|x| * (w with the sign of x)`.
+//! then `vpmaddwd` into 32 bits. Signed weights go by `|w| * (x with the sign of w)`, not the other way round: a weight may
+//! be -128, which has no negative in a byte, and an activation is never less than -127.
 
 use crate::isa::TileArgs;
 use crate::layout::{
@@ -106,7 +107,7 @@ unsafe fn group<L: Strip, const T: usize, const U: usize>(
                         let x = record.add((first + t) * 32 + cell * 4).cast::<i32>().read_unaligned();
                         let x = _mm256_set1_epi32(x);
                         let product = if L::SIGNED {
-                            _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(weights, x))
+                            _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights))
                         } else {
                             _mm256_maddubs_epi16(weights, x)
                         };
