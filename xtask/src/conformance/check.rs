@@ -13,10 +13,6 @@ use super::subject::{Refusal, Subject, Unknown};
 use super::verdict::{Figure, Figures, Verdict};
 
 /// The most that logits of F32, F16 and BF16 weights may differ from the reference.
-///
-/// BF16 weights come near it, because both sides round activations to bfloat16 and the reference keeps keys and values in
-/// F32: in F16 they move activations by a few 1e-4 of themselves, and those that cross a rounding boundary land a whole
-/// step of 2^-8 away. With F32 keys and values the same model agrees to 4e-15, without that rounding to 9.6e-6.
 const NMSE_MAX_FLOAT: f64 = 1e-5;
 /// Of quantized weights: the reference quantizes activations to 8 bits.
 const NMSE_MAX_QUANTIZED: f64 = 2e-3;
