@@ -27,7 +27,9 @@ from tokenizer import Tokenizer
 
 HERE = Path(__file__).parent
 SEED = "held-out"
-COUNTS = {"telemetry": 1000, "question": 600, "off topic": 200, "dialogue": 200}
+COUNTS = {
+    "telemetry": 1000, "each reading": 200, "which device": 100, "question": 600, "off topic": 200, "dialogue": 200,
+}
 ROWS = 64
 ASKED_TOKENS_MAX = 400
 

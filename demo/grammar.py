@@ -35,11 +35,20 @@ SYSTEM = (
 )
 
 
+# What conversations are about, in shares. A verdict on each reading and the bare device name teach copying and the
+# thresholds far faster than the answers that need both at once, so the first lessons hold more of them.
+ALL_SUBJECTS = {
+    "telemetry": 48, "each reading": 10, "which device": 3, "question": 18, "off topic": 6, "dialogue": 15,
+}
+FIRST_SUBJECTS = {"telemetry": 25, "each reading": 45, "which device": 10, "question": 15, "off topic": 5}
+
+
 class Corpus:
     """One split. Every method draws from the generator it is given and from nothing else."""
 
     def __init__(self, want_held_out: bool):
         self.want_held_out = want_held_out
+        self.readings_max, self.shares = telemetry.READINGS_MAX, ALL_SUBJECTS
         keep = lambda text: held_out(text, QUESTION_SHARE) == want_held_out
         self.questions = {t.name: list(filter(keep, t.questions())) for t in questions.TOPICS}
         self.answers = {t.name: t.answer for t in questions.TOPICS}
@@ -48,14 +57,14 @@ class Corpus:
         self.lookalikes = [t for p in questions.LOOKALIKES for t in questions.expand(p) if keep(t)]
 
     def conversation(self, rng: Random) -> Conversation:
-        kind = rng.choices(("telemetry", "question", "off topic", "dialogue"), (56, 22, 8, 14))[0]
-        return self.of_kind(rng, kind)
+        return self.of_kind(rng, rng.choices(list(self.shares), self.shares.values())[0])
 
     def of_kind(self, rng: Random, kind: str) -> Conversation:
         if kind == "dialogue":
             return self.dialogue(rng)
         user, answer, report = {
-            "telemetry": self.telemetry, "question": self.question, "off topic": self.off_topic,
+            "telemetry": self.telemetry, "each reading": self.each_reading, "which device": self.which_device,
+            "question": self.question, "off topic": self.off_topic,
         }[kind](rng)
         return Conversation(kind, [*self.system(rng), ("user", user), ("assistant", answer)], (report,))
 
@@ -68,7 +77,11 @@ class Corpus:
             turns += [("user", user), ("assistant", answer)]
             reports.append(report)
             if report and rng.random() < 0.5:
-                ask, reply = rng.choice(((telemetry.FIRST_STEP, report.first_step), (telemetry.WHICH_DEVICE, report.which_device)))
+                ask, reply = rng.choice((
+                    (telemetry.FIRST_STEP, report.first_step),
+                    (telemetry.WHICH_DEVICE, report.which_device),
+                    (telemetry.EACH_READING, report.each_reading),
+                ))
                 turns += [("user", roughen(rng, rng.choice(ask))), ("assistant", reply())]
                 reports.append(None)
         return Conversation("dialogue", turns, tuple(reports))
@@ -77,10 +90,24 @@ class Corpus:
         return [("system", rng.choice(SYSTEM))] if rng.random() < 0.12 else []
 
     def telemetry(self, rng: Random):
-        report = telemetry.a_report(rng, self.want_held_out)
+        report = telemetry.a_report(rng, self.want_held_out, self.readings_max)
         line = telemetry.line_of(rng, report)
         wrapped = rng.choice(telemetry.WRAPPERS).format(line) if rng.random() < 0.3 else line
         return wrapped, report.answer(), report
+
+    def each_reading(self, rng: Random):
+        return self.asked(rng, telemetry.EACH_READING, telemetry.Report.each_reading)
+
+    def which_device(self, rng: Random):
+        return self.asked(rng, telemetry.WHICH_DEVICE, telemetry.Report.which_device)
+
+    def asked(self, rng: Random, ask, reply):
+        """A line with a question of its own before or after it."""
+        report = telemetry.a_report(rng, self.want_held_out, self.readings_max)
+        parts = [roughen(rng, rng.choice(ask)), telemetry.line_of(rng, report)]
+        if rng.random() < 0.3:
+            parts.reverse()
+        return rng.choice((" ", "\n")).join(parts), reply(report), report
 
     def question(self, rng: Random):
         topic = rng.choice([name for name, texts in self.questions.items() if texts])

@@ -44,15 +44,20 @@ class Shape:
 
 
 def initial_weights(shape: Shape, seed: int) -> dict[str, jax.Array]:
-    """Normal weights of deviation 1/sqrt(in); what writes to the residual stream is smaller by the depth."""
+    """Normal weights of deviation 1/sqrt(in); what writes to the residual stream is smaller by the depth.
+
+    The embedding starts large enough not to drown in the residual stream, and the last norm starts small by as much,
+    because the embedding is also the output: the first logits are then of order one.
+    """
+    louder = 0.25 * shape.width**0.5
     rng = np.random.default_rng(seed)
 
     def normal(dims, deviation):
         return jnp.asarray(rng.normal(0.0, deviation, dims), jnp.float32)
 
     weights = {
-        "token_embd": normal((shape.vocab, shape.width), shape.width**-0.5),
-        "output_norm": jnp.ones(shape.width),
+        "token_embd": normal((shape.vocab, shape.width), louder * shape.width**-0.5),
+        "output_norm": jnp.ones(shape.width) / louder,
     }
     for layer in range(shape.layers):
         for name in ("attn_norm", "ffn_norm"):
@@ -126,7 +131,8 @@ def continue_greedily(weights, shape, prompts, lengths, end_token, steps):
     `prompts` is (batch, at least steps + 1), padded with anything.
     """
     batch = prompts.shape[0]
-    cache = jnp.zeros((shape.layers, 2, batch, steps, shape.kv_heads, shape.head_width))
+    empty = jnp.zeros((batch, steps, shape.kv_heads, shape.head_width))
+    cache = [(empty, empty)] * shape.layers
 
     def step(carry, position):
         tokens, cache = carry
@@ -134,10 +140,12 @@ def continue_greedily(weights, shape, prompts, lengths, end_token, steps):
         mask = jnp.broadcast_to(jnp.arange(steps) <= position, (batch, 1, steps))
         for layer in range(shape.layers):
             query, key, value = project(weights, shape, layer, x, position[None])
-            cache = jax.lax.dynamic_update_slice(
-                cache, jnp.stack([key, value])[None], (layer, 0, 0, position, 0, 0)
+            keys, values = (
+                jax.lax.dynamic_update_slice(old, new, (0, position, 0, 0))
+                for old, new in zip(cache[layer], (key, value))
             )
-            mixed = attend(shape, query, cache[layer, 0], cache[layer, 1], mask)
+            cache = [*cache[:layer], (keys, values), *cache[layer + 1 :]]
+            mixed = attend(shape, query, keys, values, mask)
             x = x + mixed @ weights[f"blk.{layer}.attn_output"].T
             x = x + feed_forward(weights, shape, layer, x)
         x = rms_norm(x[:, 0], weights["output_norm"], shape.norm_epsilon)

@@ -196,6 +196,14 @@ class Report:
     def first_step(self) -> str:
         return sentence(f"first, {self.advice()[0]}") if self.advice() else "There is nothing to do."
 
+    def each_reading(self) -> str:
+        """A verdict on every reading, in the order of the line."""
+        verdicts = [
+            f"{gauge.name.replace('_', ' ')} {value} {'bad' if gauge.fault(float(value)) else 'ok'}"
+            for gauge, value in self.readings
+        ]
+        return f"{self.name or 'The device'}: {', '.join(verdicts)}."
+
     def which_device(self) -> str:
         return f"It is {self.name}." if self.name else "The line gives no device name."
 
@@ -204,9 +212,16 @@ def sentence(text: str) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def a_report(rng: Random, want_held_out: bool) -> Report:
+READINGS_MAX = 7
+
+
+def a_report(rng: Random, want_held_out: bool, readings_max: int = READINGS_MAX) -> Report:
     faults = rng.choices((0, 1, 2, 3), (0.18, 0.47, 0.30, 0.05))[0]
-    gauges = rng.sample(GAUGES, max(faults, rng.choices((1, 2, 3, 4, 5, 6, 7), (1, 2, 5, 7, 6, 4, 2))[0]))
+    readings = max(faults, rng.choices((1, 2, 3, 4, 5, 6, 7), (1, 2, 5, 7, 6, 4, 2))[0])
+    if readings > readings_max:
+        readings = rng.randint(1, readings_max)
+        faults = min(faults, readings)
+    gauges = rng.sample(GAUGES, readings)
     at_fault = set(rng.sample(range(len(gauges)), faults))
     readings = tuple((g, a_value(rng, g, i in at_fault, want_held_out)) for i, g in enumerate(gauges))
     return Report(None if rng.random() < 0.03 else a_name(rng, want_held_out), readings)
@@ -260,6 +275,10 @@ WRAPPERS = (
     "telemetry: {}", "Here is a line of telemetry: {}", "Status of this device? {}", "{} what is wrong?",
     "{} - what should I do?", "{}\nWhat is wrong here?", "{}\nWhat should I do?", "What is wrong here?\n{}",
     "Read this:\n{}", "and this one? {}", "now this: {}", "next: {}", "{} ok?", "Tell me what is wrong: {}",
+)
+EACH_READING = (
+    "Check every reading.", "Check each reading.", "Go through the readings.", "Which readings are bad?", "each reading?",
+    "reading by reading", "Which readings are ok?", "Look at every reading.", "List the readings.", "Judge each reading.",
 )
 FIRST_STEP = (
     "What should I do first?", "what first?", "Where do I start?", "which step comes first?", "What is the first step?",

@@ -2,10 +2,11 @@
 
     python train.py            # 20 to 40 minutes on two cores; a killed run resumes from its checkpoint
 
-Everything is drawn from SEED: the same machine, thread count and package versions give the same file.
+Everything random is drawn from SEED.
 """
 
 import argparse
+import itertools
 import queue
 import threading
 import time
@@ -20,7 +21,7 @@ import numpy as np
 import gguf
 import questions
 import tokenizer
-from grammar import Corpus
+from grammar import ALL_SUBJECTS, FIRST_SUBJECTS, Corpus
 from model import Shape, initial_weights, logits_of
 from tokenizer import Tokenizer
 
@@ -28,8 +29,25 @@ SEED = 2026
 HERE = Path(__file__).parent
 WORK = HERE.parent / "target" / "demo"
 
-# (steps, rows, row length): short rows first, because attention on them is cheap; long ones teach long conversations.
-STAGES = ((600, 32, 128), (250, 16, 256), (40, 8, 640))
+# The lessons: steps, rows of a batch, tokens of a row, how many readings a line of telemetry may have, and what
+# conversations are about. Short lines are quick to learn from; the long rows at the end teach long conversations.
+# In each round the rate warms up and decays to zero. The first teaches copying and thresholds, the second whole answers.
+ROUNDS = (
+    (
+        (400, 32, 64, 3, FIRST_SUBJECTS),
+        (200, 32, 128, 7, FIRST_SUBJECTS),
+        (400, 32, 128, 7, ALL_SUBJECTS),
+        (120, 16, 256, 7, ALL_SUBJECTS),
+        (30, 8, 640, 7, ALL_SUBJECTS),
+    ),
+    (
+        (750, 32, 128, 7, ALL_SUBJECTS),
+        (350, 16, 256, 7, ALL_SUBJECTS),
+        (60, 8, 640, 7, ALL_SUBJECTS),
+    ),
+)
+ROUND_STEPS = tuple(sum(steps for steps, *_ in lessons) for lessons in ROUNDS)
+STEPS = sum(ROUND_STEPS)
 WARMUP_STEPS = 60
 MATRIX_RATE, OTHER_RATE = 0.02, 0.003
 MOMENTUM, BETAS, DECAY = 0.95, (0.9, 0.98), 0.01
@@ -63,7 +81,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE / "dunlin-demo.gguf")
     parser.add_argument("--fresh", action="store_true", help="ignore a checkpoint in target/demo")
-    parser.add_argument("--stop-after", type=int, default=sum(steps for steps, _, _ in STAGES), metavar="STEPS",
+    parser.add_argument("--stop-after", type=int, default=STEPS, metavar="STEPS",
                         help="stop early and write what there is, as a trial of the set-up")
     return parser.parse_args()
 
@@ -76,15 +94,14 @@ def trained_tokenizer(corpus: Corpus, size: int) -> Tokenizer:
 
 def train(shape: Shape, corpus: Corpus, words: Tokenizer, args: argparse.Namespace) -> dict:
     state, elapsed = load_checkpoint(shape, args.fresh)
-    total, first = sum(steps for steps, _, _ in STAGES), int(state["step"])
     began, tokens = time.monotonic(), 0
-    for step, batch in prefetched(corpus, words, range(first, args.stop_after)):
-        state, loss = update(shape, total, state, batch)
+    for step, batch in prefetched(corpus, words, range(int(state["step"]), args.stop_after)):
+        state, loss = update(shape, state, batch, rate_of(step))
         tokens += batch["tokens"].size
         if (step + 1) % 20 == 0:
             loss = float(loss)  # waits for the step
             seconds = time.monotonic() - began
-            print(f"step {step + 1}/{total} loss {loss:.4f} {tokens / seconds:.0f} tokens/s "
+            print(f"step {step + 1}/{STEPS} loss {loss:.4f} {tokens / seconds:.0f} tokens/s "
                   f"{elapsed + seconds:.0f} s", flush=True)
         if (step + 1) % STEPS_BETWEEN_CHECKPOINTS == 0 or step + 1 == args.stop_after:
             save_checkpoint(state, elapsed + time.monotonic() - began)
@@ -106,7 +123,8 @@ def prefetched(corpus: Corpus, words: Tokenizer, steps: range) -> Iterator[tuple
 
 def batch_of(corpus: Corpus, words: Tokenizer, step: int) -> dict[str, np.ndarray]:
     """Packed rows for one step. `segments` numbers the conversations of a row; `learn` marks the answers' tokens."""
-    rng, (rows, length) = Random(f"{SEED} {step}"), row_shape(step)
+    rng = Random(f"{SEED} {step}")
+    rows, length, corpus.readings_max, corpus.shares = lesson(step)
     tokens = np.zeros((rows, length + 1), np.int32)
     segments = np.full((rows, length + 1), -1, np.int32)
     learn = np.zeros((rows, length + 1), np.float32)
@@ -129,12 +147,21 @@ def batch_of(corpus: Corpus, words: Tokenizer, step: int) -> dict[str, np.ndarra
     }
 
 
-def row_shape(step: int) -> tuple[int, int]:
-    for steps, rows, length in STAGES:
+def lesson(step: int) -> tuple[int, int, int, dict[str, int]]:
+    for steps, *shape in itertools.chain(*ROUNDS):
         if step < steps:
-            return rows, length
+            return tuple(shape)
         step -= steps
-    raise ValueError("a step after the last stage")
+    raise ValueError("a step after the last lesson")
+
+
+def rate_of(step: int) -> float:
+    """The share of the full rate: linear warm-up, then linear decay to zero at the end of the round."""
+    for steps in ROUND_STEPS:
+        if step < steps:
+            return min((step + 1) / WARMUP_STEPS, (steps - step) / (steps - WARMUP_STEPS))
+        step -= steps
+    raise ValueError("a step after the last round")
 
 
 def marked(words: Tokenizer, turns: list[tuple[str, str]]) -> tuple[list[int], list[int]]:
@@ -155,14 +182,13 @@ def loss_of(weights, shape, batch):
     return losses.sum() / batch["learn"].sum()
 
 
-@jax.jit(static_argnums=(0, 1), donate_argnums=2)
-def update(shape, total, state, batch):
-    """One step: Muon for the matrices, AdamW for the embedding and the norms, linear warm-up and decay to zero."""
+@jax.jit(static_argnums=0, donate_argnums=1)
+def update(shape, state, batch, rate):
+    """One step: Muon for the matrices, AdamW for the embedding and the norms."""
     loss, slopes = jax.value_and_grad(loss_of)(state["weights"], shape, batch)
     norm = jnp.sqrt(sum(jnp.sum(slope * slope) for slope in slopes.values()))
     slopes = {name: slope * jnp.minimum(1.0, 1.0 / norm) for name, slope in slopes.items()}
     step = state["step"]
-    rate = jnp.minimum((step + 1) / WARMUP_STEPS, (total - step) / (total - WARMUP_STEPS))
     new = {"step": step + 1, "weights": {}, "mean": {}, "square": {}}
     for name, weight in state["weights"].items():
         slope, mean, square = slopes[name], state["mean"][name], state["square"][name]

@@ -78,7 +78,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return run_optimized();
     }
     let stop = stop::flag()?;
-    let cache_dir = args.work_dir.join("packed");
+    let cache_dir = args.work_dir.join("cache");
     fs::create_dir_all(&cache_dir).with_context(|| format!("cannot make {}", cache_dir.display()))?;
     let dunlin = if args.no_servers { None } else { own_server()? };
     let programs = Programs { dunlin, llama_dir: args.llama_dir.clone(), cache_dir, threads: args.threads };

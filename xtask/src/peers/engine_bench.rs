@@ -37,7 +37,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     ensure!(args.prefill > 0 && args.decode > 0, "there must be something to do");
     let pool = Pool::new(args.threads);
     let isa = args.isa.unwrap_or_else(Isa::detect);
-    let options = OpenOptions { isa, cache: args.cache_dir.clone(), ..OpenOptions::default() };
+    // The folder that `dunlin serve` packs into, so that a model is packed once for both.
+    let cache = args.cache_dir.as_ref().map(|folder| folder.join("packed"));
+    let options = OpenOptions { isa, cache, ..OpenOptions::default() };
     let started = Instant::now();
     let model = Model::open(&args.model, &options, &pool, &mut |_| ())
         .with_context(|| format!("cannot open {}", args.model.display()))?;
