@@ -80,7 +80,7 @@ impl LoadArgs {
         }
         let threads = self.threads.map_or_else(machine::threads, usize::from);
         let cache = if self.no_cache { None } else { self.cache_dir.clone().or_else(cache_dir) };
-        let cache = cache.map(|folder| folder.join("packed"));
+        let cache = cache.map(packed_folder);
         Ok(Plan { source, gguf, isa, threads, config, cache })
     }
 
@@ -98,6 +98,11 @@ impl LoadArgs {
             }
         }
     }
+}
+
+/// Where packed files lie in the folder that the user knows.
+pub(crate) fn packed_folder(cache: PathBuf) -> PathBuf {
+    cache.join("packed")
 }
 
 /// `$DUNLIN_CACHE_DIR`, else the XDG base directory's folder for this program.

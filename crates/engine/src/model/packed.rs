@@ -169,19 +169,26 @@ impl PackedFile {
     /// Reads the whole file on all threads of `pool` and says whether it is what it should be.
     ///
     /// # Errors
-    /// What is wrong with it; of several damages the first.
-    pub fn check(&self, pool: &Pool) -> Result<(), Fault> {
-        self.verify(&self.open()?, pool, &AtomicBool::new(false))
+    /// What is wrong with it, of several damages the first; [`Fault::Stopped`] soon after `stop` was raised.
+    pub fn check(&self, pool: &Pool, stop: &AtomicBool) -> Result<(), Fault> {
+        self.verify(&self.open()?, pool, stop)
     }
 
-    /// Makes the file, unless another process makes it meanwhile. `progress` hears after each segment. The folder is made
-    /// where it is missing; files of earlier states of the model are removed from it.
+    /// Makes the file. Where there is a sound one, made by another process meanwhile, that one is left in its place. The
+    /// folder is made where it is missing; files of earlier states of the model are removed from it. `progress` hears
+    /// of every segment.
     ///
     /// # Errors
-    /// If the folder or the disk does not take it.
-    pub fn make(&self, gguf: &Gguf, pool: &Pool, progress: &mut dyn FnMut(Progress)) -> io::Result<()> {
-        let stop = AtomicBool::new(false);
-        self.create(gguf, pool, &mut Work { progress, stop: &stop, gentle: false }).map(drop)
+    /// If the folder or the disk does not take it; of kind `Interrupted` soon after `stop` was raised. What was begun is
+    /// removed.
+    pub fn make(
+        &self,
+        gguf: &Gguf,
+        pool: &Pool,
+        stop: &AtomicBool,
+        progress: &mut dyn FnMut(Progress),
+    ) -> io::Result<()> {
+        self.create(gguf, pool, &mut Work { progress, stop, gentle: false }).map(drop)
     }
 
     /// Maps the file and checks its length and its front.

@@ -392,3 +392,28 @@ fn step_back() {
     let nice = rustix::process::getpriority_process(None).unwrap_or(0);
     let _ = rustix::process::setpriority_process(None, (nice + NICENESS).min(19));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicI32;
+
+    #[test]
+    fn who_packs_steps_back_with_all_its_threads_and_nobody_else() {
+        let nice = || rustix::process::getpriority_process(None).expect("a nice value");
+        let before = nice();
+        let packer = thread::spawn(move || {
+            step_back();
+            let pool = Pool::new(3);
+            let (least, most) = (AtomicI32::new(i32::MAX), AtomicI32::new(i32::MIN));
+            pool.run(1000, &|_| {
+                least.fetch_min(nice(), Ordering::Relaxed);
+                most.fetch_max(nice(), Ordering::Relaxed);
+            });
+            (least.into_inner(), most.into_inner())
+        });
+        let wanted = (before + NICENESS).min(19);
+        assert_eq!(packer.join().expect("no panic"), (wanted, wanted));
+        assert_eq!(nice(), before);
+    }
+}

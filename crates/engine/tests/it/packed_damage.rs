@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 
@@ -55,7 +56,8 @@ fn check_flip(place: &Place, file: &PackedFile, at: u64, bits: u8, want: &[u32])
     let said = heard.try_recv().unwrap_or_else(|_| panic!("{what}: nothing was said"));
     assert!(said.contains(&file.path().display().to_string()) && said.contains("byte"), "{what}: {said}");
     drop(model);
-    file.check(&Pool::new(1)).unwrap_or_else(|fault| panic!("{what}: afterwards {fault}"));
+    file.check(&Pool::new(1), &AtomicBool::new(false))
+        .unwrap_or_else(|fault| panic!("{what}: afterwards {fault}"));
 }
 
 #[test]
@@ -100,10 +102,11 @@ fn what_is_wrong_is_named() {
     let place = Place::new("faults");
     let file = packed_file(&place);
     let pool = Pool::new(2);
-    let check = || file.check(&pool);
+    let check = || file.check(&pool, &AtomicBool::new(false));
     assert!(check().is_err_and(|fault| fault.is_missing()));
     drop(place.open());
     check().expect("a sound file");
+    assert!(matches!(file.check(&pool, &AtomicBool::new(true)), Err(Fault::Stopped)));
     let len = file.len_bytes();
     let set_len =
         |len| File::options().write(true).open(file.path()).expect("a file").set_len(len).expect("set");
