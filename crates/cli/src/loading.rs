@@ -9,7 +9,7 @@ use crate::talk;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use engine::gguf::Gguf;
-use engine::model::{Outline, Progress, packed};
+use engine::model::{Listener, News, Outline, Packing, Progress};
 use engine::{Engine, EngineConfig, Isa, Model, OpenOptions, Pool};
 use std::env;
 use std::path::PathBuf;
@@ -46,7 +46,7 @@ pub(crate) struct LoadArgs {
     no_memory_check: bool,
 }
 
-fn isa_parser() -> impl TypedValueParser<Value = Isa> {
+pub(crate) fn isa_parser() -> impl TypedValueParser<Value = Isa> {
     PossibleValuesParser::new(Isa::ALL.map(Isa::name)).map(|name| name.parse().expect("one of the names"))
 }
 
@@ -80,7 +80,7 @@ impl LoadArgs {
         }
         let threads = self.threads.map_or_else(machine::threads, usize::from);
         let cache = if self.no_cache { None } else { self.cache_dir.clone().or_else(cache_dir) };
-        let cache = cache.map(|folder| folder.join("packed"));
+        let cache = cache.map(packed_folder);
         Ok(Plan { source, gguf, isa, threads, config, cache })
     }
 
@@ -100,8 +100,13 @@ impl LoadArgs {
     }
 }
 
+/// Where packed files lie in the folder that the user knows.
+pub(crate) fn packed_folder(cache: PathBuf) -> PathBuf {
+    cache.join("packed")
+}
+
 /// `$DUNLIN_CACHE_DIR`, else the XDG base directory's folder for this program.
-fn cache_dir() -> Option<PathBuf> {
+pub(crate) fn cache_dir() -> Option<PathBuf> {
     let folder = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     folder("DUNLIN_CACHE_DIR")
         .or_else(|| Some(folder("XDG_CACHE_HOME").filter(|path| path.is_absolute())?.join("dunlin")))
@@ -188,9 +193,11 @@ impl Plan {
     }
 
     /// Packs or maps the weights and starts the engine. `progress` hears which part of the packing is done, 0 to 1,
-    /// where weights must be packed.
-    pub(crate) fn load(self, progress: &mut dyn FnMut(f64)) -> Result<Engine, CliError> {
-        let options = OpenOptions { isa: self.isa, cache: self.cache, ..OpenOptions::default() };
+    /// where weights must be packed before that.
+    pub(crate) fn load(self, packing: Packing, progress: &mut dyn FnMut(f64)) -> Result<Engine, CliError> {
+        let listener = Listener::new(tell);
+        let options =
+            OpenOptions { isa: self.isa, cache: self.cache, packing, listener, ..OpenOptions::default() };
         let pool = Pool::new(self.threads);
         let mut bar = PackingBar::new();
         let mut report = |packing: Progress| {
@@ -199,12 +206,6 @@ impl Plan {
         };
         let model = Model::from_gguf(self.gguf, &options, &pool, &mut report)?;
         drop(bar);
-        if let packed::Outcome::MemoryInstead { path, error } = model.packing() {
-            talk::say(format_args!(
-                "warning: packed weights are kept in memory only, so the next start takes as long: cannot write {}: {error}",
-                path.display()
-            ));
-        }
         if model.tokenizer().is_none() {
             let message =
                 format!("{} has no vocabulary, so it cannot read or write text", self.source.name());
@@ -212,6 +213,25 @@ impl Plan {
                 .with_hint("convert the model again together with its tokenizer"));
         }
         Ok(Engine::start(Arc::new(model), pool, self.config))
+    }
+}
+
+/// Says what happens to the weights.
+fn tell(news: News<'_>) {
+    match news {
+        News::Started { path } => talk::say(format_args!(
+            "packing weights into {} in the background; answers are slower until that is done",
+            path.display()
+        )),
+        News::Done { .. } => talk::say("the weights are packed"),
+        News::Damaged { path, fault } => talk::say(format_args!(
+            "warning: the packed file {} is damaged and will be made anew: {fault}",
+            path.display()
+        )),
+        News::InMemory { path, error } => talk::say(format_args!(
+            "warning: packed weights are kept in memory only, so the next start takes as long: cannot write {}: {error}",
+            path.display()
+        )),
     }
 }
 
@@ -259,7 +279,7 @@ mod tests {
         };
         let plan = args.plan(Source::Demo, EngineConfig::default()).unwrap();
         let mut parts = Vec::new();
-        plan.load(&mut |part| parts.push(part)).unwrap();
+        plan.load(Packing::First, &mut |part| parts.push(part)).unwrap();
         assert_eq!((parts.first(), parts.last()), (Some(&0.0), Some(&1.0)));
         assert!(parts.len() > 2 && parts.is_sorted(), "{parts:?}");
     }

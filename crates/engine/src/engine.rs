@@ -1,6 +1,6 @@
 //! A loaded model and the thread that generates with it.
 
-use crate::model::Model;
+use crate::model::{Model, Progress};
 use crate::request::{Refused, Request, Sink, Stats, Ticket};
 use crate::sampler;
 use crate::scheduler::{Pending, Scheduler};
@@ -151,14 +151,22 @@ impl Engine {
     }
 
     pub fn stats(&self) -> Stats {
+        let Progress { packed_bytes, total_bytes } = self.model.packed();
         let state = self.inbox.lock();
-        Stats { requests_waiting: state.waiting.len(), ..state.stats }
+        Stats {
+            requests_waiting: state.waiting.len(),
+            weights_packed_bytes: packed_bytes,
+            weights_bytes: total_bytes,
+            ..state.stats
+        }
     }
 
-    /// Accepts nothing more, cancels what is unfinished and ends the thread before its next step.
+    /// Accepts nothing more, cancels what is unfinished and ends the thread before its next step. Ends packing in the
+    /// background and waits until what it had begun is removed.
     pub fn shut_down(&self) {
         self.inbox.lock().stopping = true;
         self.inbox.arrived.notify_one();
+        self.model.stop_packing();
     }
 }
 

@@ -65,6 +65,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
 
     time(&mut std::iter::once(prompt));
+    // Where the packed file was damaged, it is being made anew.
+    model.settle();
     let prefill_s = time(&mut std::iter::once(prompt));
     time(&mut decoded[..1].chunks(1));
     let decode_s = time(&mut decoded.chunks(1));

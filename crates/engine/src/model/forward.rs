@@ -1,7 +1,7 @@
 //! One step of a batch: tokens in, logits out.
 
 use super::Model;
-use super::weights::{Layer, Linear};
+use super::weights::{Layer, Linear, Weights};
 use crate::cache::KvCache;
 use crate::request::TokenId;
 use kernels::attention::{Chunk, HeadNorms, Rotary, attend, rotate_and_store};
@@ -66,14 +66,29 @@ impl<'a> Forward<'a> {
 
     /// Computes one step and returns the logits that were asked for, a row each, in the batch's order.
     ///
+    /// The first step of a model whose weights were mapped from a packed file waits until that file is verified. Where
+    /// it turns out to be damaged, the step is computed again from the weights in the model file.
+    ///
     /// # Panics
     /// If a token is outside of the vocabulary or a sequence's pages do not hold its positions.
     pub fn step(&mut self, batch: &Batch<'_>, cache: &mut KvCache) -> &Rows {
         let model = self.model;
+        loop {
+            let weights = model.store.weights();
+            self.compute(&weights, batch, cache);
+            // What was wrong is overwritten: a step reads no keys and values but its own and those of earlier steps.
+            if model.store.confirm(&weights) {
+                return &self.logits;
+            }
+        }
+    }
+
+    fn compute(&mut self, weights: &Weights, batch: &Batch<'_>, cache: &mut KvCache) {
+        let model = self.model;
         let tokens: usize = batch.iter().map(|s| s.tokens.len()).sum();
-        self.embed(batch, tokens);
+        self.embed(weights, batch, tokens);
         let positions = batch.iter().flat_map(|s| s.position..s.position + s.tokens.len());
-        let rotary = Rotary::new(model.config.family.pairing, &model.weights.rope_frequencies, positions);
+        let rotary = Rotary::new(model.config.family.pairing, &weights.rope_frequencies, positions);
         let mut row = 0;
         let chunks: Vec<Chunk<'_>> = batch
             .iter()
@@ -83,16 +98,16 @@ impl<'a> Forward<'a> {
                 chunk
             })
             .collect();
-        for (layer, kv) in model.weights.layers.iter().zip(cache.layers_mut()) {
+        for (layer, kv) in weights.layers.iter().zip(cache.layers_mut()) {
             self.attention(layer, kv, &rotary, &chunks);
             self.feed_forward(layer);
         }
-        self.head(batch)
+        self.head(weights, batch);
     }
 
     /// Rows of the token embedding, straight from the model file.
-    fn embed(&mut self, batch: &Batch<'_>, tokens: usize) {
-        let (name, format) = &self.model.weights.embedding;
+    fn embed(&mut self, weights: &Weights, batch: &Batch<'_>, tokens: usize) {
+        let (name, format) = &weights.embedding;
         let width = self.model.config.width;
         let table = self.model.gguf.tensor(name).expect("checked when the model was opened").data;
         let row_bytes = format.row_bytes(width).expect("checked when the model was opened");
@@ -177,7 +192,7 @@ impl<'a> Forward<'a> {
     }
 
     /// Norm and output matrix, for the tokens whose logits are wanted.
-    fn head(&mut self, batch: &Batch<'_>) -> &Rows {
+    fn head(&mut self, weights: &Weights, batch: &Batch<'_>) {
         let (context, model) = (self.context(), self.model);
         let wanted: usize = batch.iter().map(|s| s.outputs).sum();
         self.outputs.reset(wanted, model.config.width);
@@ -189,13 +204,12 @@ impl<'a> Forward<'a> {
                 out += 1;
             }
         }
-        let (head, norm) = (&model.weights.head, &model.weights.output_norm);
+        let (head, norm) = (&weights.head, &weights.output_norm);
         let kinds = kinds_for([&head.matrix]);
         ops::rms_norm(context, &self.outputs, norm, model.config.epsilon, kinds, &mut self.activations);
         self.logits.reset(wanted, head.matrix.rows());
         ops::multiply(context, &self.activations, &mut [Product::new(&head.matrix, &mut self.logits)]);
         finish(head, &mut self.logits);
-        &self.logits
     }
 }
 
