@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use engine::model::packed::Outcome;
 use engine::model::{Forward, Model, Outline, Progress, SequenceStep};
-use engine::{Isa, KvCache, OpenOptions, Pool};
+use engine::{Isa, KvCache, KvFormat, OpenOptions, Pool};
 
 use crate::Folder;
 use crate::tiny::{LLAMA, Recipe, Tiny, WIDE};
@@ -76,7 +76,7 @@ fn mapped(model: &Model) -> PathBuf {
 
 fn logits(model: &Model) -> Vec<u32> {
     let pool = Pool::new(1);
-    let mut cache = KvCache::new(model, 8);
+    let mut cache = KvCache::new(model, KvFormat::F16, 8);
     let mut pages = Vec::new();
     assert!(cache.reserve(&mut pages, 8), "the cache has a page");
     let step = SequenceStep { tokens: &[1, 5, 60, 2, 2, 33, 7, 8], position: 0, pages: &pages, outputs: 8 };
