@@ -6,6 +6,7 @@ use crate::sampler;
 use crate::scheduler::{Pending, Scheduler};
 use crate::tokenizer::Tokenizer;
 use kernels::Pool;
+use kernels::attention::KvFormat;
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -19,6 +20,8 @@ pub struct EngineConfig {
     pub context_tokens: usize,
     /// Requests that compute at once; each can hold a whole context.
     pub parallel: usize,
+    /// How keys and values are kept.
+    pub kv_format: KvFormat,
     /// Requests that may wait for a slot.
     pub waiting_max: usize,
     /// Prompt tokens in a step while nobody is generating.
@@ -32,6 +35,7 @@ impl Default for EngineConfig {
         Self {
             context_tokens: 4096,
             parallel: 4,
+            kv_format: KvFormat::default(),
             waiting_max: 256,
             prefill_tokens_max: 512,
             prefill_tokens_beside_decode_max: 96,

@@ -256,8 +256,8 @@ impl Model {
     }
 
     /// Bytes of key-value cache for `tokens` tokens of one sequence.
-    pub fn kv_bytes(&self, tokens: usize) -> u64 {
-        kv_bytes(self.config.layers, self.config.kv_heads, self.config.head_dim, tokens)
+    pub fn kv_bytes(&self, format: KvFormat, tokens: usize) -> u64 {
+        kv_bytes(self.config.layers, self.kv_shape(format, 1), tokens)
     }
 
     /// The first of `ids` that is outside of the vocabulary.
@@ -266,9 +266,9 @@ impl Model {
     }
 }
 
-fn kv_bytes(layers: usize, heads: usize, head_dim: usize, tokens: usize) -> u64 {
-    let page_bytes = KvShape { format: KvFormat::F16, pages: 1, heads, head_dim }.page_bytes() as u64;
-    (tokens.div_ceil(kernels::attention::PAGE) as u64).saturating_mul(page_bytes * layers as u64)
+fn kv_bytes(layers: usize, shape: KvShape, tokens: usize) -> u64 {
+    let pages = tokens.div_ceil(kernels::attention::PAGE) as u64;
+    pages.saturating_mul(shape.page_bytes() as u64 * layers as u64)
 }
 
 /// Where the file has a vocabulary that text can be made of. "no_vocab" and "test" are what ggml's tools write for files

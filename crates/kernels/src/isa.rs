@@ -2,7 +2,6 @@
 //!
 //! A [`Table`] can only be had for a set that the processor has, so holding one proves support.
 
-use crate::attention::KvFormat;
 use crate::layout::{Bytes, Layout};
 use crate::panel::PANEL_WIDTHS;
 use std::fmt;
@@ -140,28 +139,47 @@ pub(crate) type TileFn = unsafe fn(&TileArgs);
 /// One tile per panel width, widest first.
 pub(crate) type Tiles = [TileFn; PANEL_WIDTHS.len()];
 
-/// Scores of 16 positions for `T` query rows: `out[t * out_stride + j] = sum over c of q[c * T + t] * k[c * 16 + j]`.
+/// Scores of positions for `T` query rows: `out[t * PAGE + b * 16 + j] = sum over c of q[c * T + t] * k_b[c * 16 + j]`.
 ///
-/// Contract: `q` holds `dim * T` floats, `k` `dim * 16` elements of the cache's format, `out` `T` rows of 16 floats.
-pub(crate) type ScoreFn =
-    unsafe fn(q: *const f32, k: *const u8, dim: usize, out: *mut f32, out_stride: usize);
+/// The unsafe contract of every [`ScoreFn`]: `q` holds `dim * T` floats, `k` `blocks` blocks of `dim * 16` elements of the
+/// cache's format, `out` `T` rows of [`PAGE`](crate::attention::PAGE) floats that nobody else uses.
+#[derive(Clone, Copy)]
+pub(crate) struct ScoreArgs {
+    pub(crate) q: *const f32,
+    pub(crate) k: *const u8,
+    pub(crate) dim: usize,
+    pub(crate) blocks: usize,
+    pub(crate) out: *mut f32,
+    /// A hint: as many bytes from there on as are read now will be read next.
+    pub(crate) next: *const u8,
+}
 
-/// Weighted sum of values for `T` query rows and 16 dimensions, onto a rescaled accumulator:
-/// `out[t * out_stride + j] = out[..] * alpha[t] + sum over p < count of weight[t * PAGE + p] * v[p * v_stride + j]`.
+pub(crate) type ScoreFn = unsafe fn(&ScoreArgs);
+
+/// Weighted sum of values for `T` query rows, onto a rescaled accumulator: `out[t * dims + j] = out[..] * alpha[t] + sum
+/// over p < count of weight[t * PAGE + p] * v[p * dims + j]`, where an element `v` of a quantized cache is multiplied by
+/// `scales[j / 32 * PAGE + p]`.
 ///
-/// Contract: `weight` holds `T` rows of [`PAGE`](crate::attention::PAGE) floats, `v` `count` rows of 16 elements of the
-/// cache's format, `v_stride` elements apart, `alpha` `T` floats and `out` `T` rows of 16 floats.
-pub(crate) type MixFn = unsafe fn(
-    weight: *const f32,
-    v: *const u8,
-    v_stride: usize,
-    count: usize,
-    alpha: *const f32,
-    out: *mut f32,
-    out_stride: usize,
-);
+/// The unsafe contract of every [`MixFn`]: `weight` holds `T` rows of [`PAGE`](crate::attention::PAGE) floats, `v` `count`
+/// rows of `dims` elements of the cache's format, `scales` `dims / 32` rows of `PAGE` floats where that is quantized,
+/// `alpha` `T` floats and `out` `T` rows of `dims` floats that nobody else uses; `dims` is a multiple of 16, and of 32
+/// where quantized.
+#[derive(Clone, Copy)]
+pub(crate) struct MixArgs {
+    pub(crate) weight: *const f32,
+    pub(crate) v: *const u8,
+    pub(crate) scales: *const f32,
+    pub(crate) dims: usize,
+    pub(crate) count: usize,
+    pub(crate) alpha: *const f32,
+    pub(crate) out: *mut f32,
+    /// As in [`ScoreArgs`].
+    pub(crate) next: *const u8,
+}
 
-/// What attention does with the cache, for one format of it; a function per panel width, widest first.
+pub(crate) type MixFn = unsafe fn(&MixArgs);
+
+/// What attention does with a cache of floats, for one format of it; a function per panel width, widest first.
 pub(crate) struct CacheTiles {
     pub(crate) score: [ScoreFn; PANEL_WIDTHS.len()],
     pub(crate) mix: [MixFn; PANEL_WIDTHS.len()],
@@ -182,6 +200,8 @@ pub struct Table {
     pub(crate) cache_f32: CacheTiles,
     pub(crate) cache_f16: CacheTiles,
     pub(crate) cache_bf16: CacheTiles,
+    /// Of a `Q8_0` cache; its keys are scored by `q8`.
+    pub(crate) mix_q8: [MixFn; PANEL_WIDTHS.len()],
     /// Contract: see `panel::quantize_row_body`.
     pub(crate) quantize_row: unsafe fn(row: &[f32], panel: *mut u8, width: usize, lane: usize),
     /// Contract of these: the processor has the instruction set, which holding a table proves.
@@ -204,16 +224,6 @@ impl Table {
             Layout::Q6K => &self.q6k,
             Layout::W8 => &self.w8,
             Layout::W8Half => &self.w8_half,
-        }
-    }
-}
-
-impl Table {
-    pub(crate) fn cache_tiles(&self, format: KvFormat) -> &CacheTiles {
-        match format {
-            KvFormat::F32 => &self.cache_f32,
-            KvFormat::F16 => &self.cache_f16,
-            KvFormat::BF16 => &self.cache_bf16,
         }
     }
 }

@@ -14,6 +14,7 @@ mod arch;
 #[allow(unsafe_code)]
 pub mod attention;
 pub mod bandwidth;
+#[allow(unsafe_code)]
 mod elementwise;
 pub mod format;
 #[allow(unsafe_code)]

@@ -54,6 +54,19 @@ impl Rows {
         &mut self.data[i * self.stride..][..self.cols]
     }
 
+    /// Drops all rows but these.
+    ///
+    /// # Panics
+    /// If they are not in ascending order, or there is no such row.
+    pub fn keep(&mut self, rows: &[usize]) {
+        assert!(rows.is_sorted_by(|a, b| a < b), "rows in ascending order");
+        for (to, &from) in rows.iter().enumerate() {
+            assert!(from < self.count, "row {from} of {}", self.count);
+            self.data.copy_within(from * self.stride..(from + 1) * self.stride, to * self.stride);
+        }
+        self.count = rows.len();
+    }
+
     pub(crate) fn shared(&mut self) -> SharedRows<'_> {
         let len = self.count * self.stride;
         SharedRows { data: SharedMut::new(&mut self.data[..len]), cols: self.cols, stride: self.stride }

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use engine::model::{Forward, SequenceStep};
-use engine::{Isa, KvCache, Model, OpenOptions, Pool};
+use engine::{Isa, KvCache, KvFormat, Model, OpenOptions, Pool};
 use serde_json::json;
 use stdx::random::Random;
 
@@ -49,7 +49,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let tokens: Vec<u32> =
         (0..args.prefill.max(args.decode)).map(|_| random.below(model.vocabulary() as u64) as u32).collect();
     let (prompt, decoded) = (&tokens[..args.prefill], &tokens[..args.decode]);
-    let mut cache = KvCache::new(&model, tokens.len());
+    let mut cache = KvCache::new(&model, KvFormat::F16, tokens.len());
     let mut pages = Vec::new();
     ensure!(cache.reserve(&mut pages, tokens.len()), "the cache is too small");
     let mut forward = Forward::new(&model, &pool);

@@ -24,6 +24,17 @@ fn the_built_in_model_knows_what_dunlin_is() {
 }
 
 #[test]
+fn every_cache_format_answers() {
+    for format in ["f16", "q8_0", "bf16", "f32"] {
+        let text = stdout(&["run", "--temperature", "0", "--kv-format", format, "what is dunlin?"], "");
+        assert!(text.to_lowercase().contains("dunlin"), "{format}: {text}");
+    }
+    let refused = output(&["run", "--kv-format", "q3", "hello"], "");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("q8_0"), "{said}");
+}
+
+#[test]
 fn the_prompt_may_be_words_a_pipe_or_both() {
     let ask = |arguments: &[&str], input: &str| {
         let usual = ["run", "--json", "--temperature", "0", "-n", "1", "--raw"];

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 mod allocations;
+mod batches;
 mod generation;
 mod gguf_files;
 mod gguf_mutations;

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use engine::model::{Forward, Model, Outcome, Outline, Progress, SequenceStep};
-use engine::{Isa, KvCache, OpenOptions, Pool};
+use engine::{Isa, KvCache, KvFormat, OpenOptions, Pool};
 
 use crate::Folder;
 use crate::tiny::{LLAMA, Recipe, Tiny, WIDE};
@@ -75,7 +75,7 @@ pub(crate) fn mapped(model: &Model) -> PathBuf {
 
 pub(crate) fn logits(model: &Model) -> Vec<u32> {
     let pool = Pool::new(1);
-    let mut cache = KvCache::new(model, 8);
+    let mut cache = KvCache::new(model, KvFormat::F16, 8);
     let mut pages = Vec::new();
     assert!(cache.reserve(&mut pages, 8), "the cache has a page");
     let step = SequenceStep { tokens: &[1, 5, 60, 2, 2, 33, 7, 8], position: 0, pages: &pages, outputs: 8 };

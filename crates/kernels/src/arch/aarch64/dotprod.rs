@@ -3,13 +3,14 @@
 
 mod integer;
 
-use super::neon::float::{Bf16, F16, F32, float_tile, mix, score};
+use super::neon::Fused;
+use super::neon::float::{Bf16, F16, F32, I8, float_tile, mix, score};
 use super::neon::strip::{Q4, Q4K, Q6K, Q8, W8, W8Half};
 use crate::arch::per_width;
 use crate::elementwise::elementwise;
 use crate::isa::{CacheTiles, Isa, Table};
 
-elementwise!(target_feature(enable = "neon,dotprod"));
+elementwise!(Fused, target_feature(enable = "neon,dotprod"));
 
 pub(crate) static TABLE: Table = Table {
     isa: Isa::NeonDotprod,
@@ -25,6 +26,7 @@ pub(crate) static TABLE: Table = Table {
     cache_f32: CacheTiles { score: per_width!(score, F32), mix: per_width!(mix, F32) },
     cache_f16: CacheTiles { score: per_width!(score, F16), mix: per_width!(mix, F16) },
     cache_bf16: CacheTiles { score: per_width!(score, Bf16), mix: per_width!(mix, Bf16) },
+    mix_q8: per_width!(mix, I8),
     quantize_row,
     rms_norm,
     silu_mul,

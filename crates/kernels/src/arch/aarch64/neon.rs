@@ -6,12 +6,18 @@ pub(super) mod integer;
 pub(super) mod strip;
 
 use crate::arch::per_width;
-use crate::elementwise::elementwise;
+use crate::elementwise::{Lanes, elementwise};
 use crate::isa::{CacheTiles, Isa, Table};
-use float::{Bf16, F16, F32};
+use float::{Bf16, F16, F32, I8};
 use strip::{Q4, Q4K, Q6K, Q8, W8, W8Half};
 
-elementwise!(target_feature(enable = "neon"));
+pub(super) enum Fused {}
+
+impl Lanes for Fused {
+    const FUSED: bool = true;
+}
+
+elementwise!(Fused, target_feature(enable = "neon"));
 
 pub(crate) static TABLE: Table = Table {
     isa: Isa::Neon,
@@ -27,6 +33,7 @@ pub(crate) static TABLE: Table = Table {
     cache_f32: CacheTiles { score: per_width!(score, F32), mix: per_width!(mix, F32) },
     cache_f16: CacheTiles { score: per_width!(score, F16), mix: per_width!(mix, F16) },
     cache_bf16: CacheTiles { score: per_width!(score, Bf16), mix: per_width!(mix, Bf16) },
+    mix_q8: per_width!(mix, I8),
     quantize_row,
     rms_norm,
     silu_mul,

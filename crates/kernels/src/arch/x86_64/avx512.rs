@@ -5,12 +5,34 @@ mod float;
 mod integer;
 
 use crate::arch::per_width;
-use crate::elementwise::elementwise;
+use crate::elementwise::{LANES, Lanes, elementwise};
 use crate::isa::{CacheTiles, Isa, Table};
-use float::{Bf16, F16, F32};
+use float::{Bf16, F16, F32, I8};
 use integer::{Q4, Q4K, Q6K, Q8, W8, W8Half};
+use std::arch::x86_64::*;
 
-elementwise!(target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c"));
+enum Registers {}
+
+impl Lanes for Registers {
+    const FUSED: bool = true;
+
+    #[inline(always)]
+    unsafe fn max(lanes: [f32; LANES]) -> f32 {
+        // SAFETY: the caller vouches for AVX-512.
+        unsafe { _mm512_reduce_max_ps(_mm512_loadu_ps(lanes.as_ptr())) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(lanes: [f32; LANES]) -> f32 {
+        // SAFETY: the caller vouches for AVX-512.
+        unsafe { _mm512_reduce_add_ps(_mm512_loadu_ps(lanes.as_ptr())) }
+    }
+}
+
+elementwise!(
+    Registers,
+    target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")
+);
 
 pub(crate) static TABLE: Table = Table {
     isa: Isa::Avx512Vnni,
@@ -26,6 +48,7 @@ pub(crate) static TABLE: Table = Table {
     cache_f32: CacheTiles { score: per_width!(score, F32), mix: per_width!(mix, F32) },
     cache_f16: CacheTiles { score: per_width!(score, F16), mix: per_width!(mix, F16) },
     cache_bf16: CacheTiles { score: per_width!(score, Bf16), mix: per_width!(mix, Bf16) },
+    mix_q8: per_width!(mix, I8),
     quantize_row,
     rms_norm,
     silu_mul,
