@@ -1,8 +1,9 @@
 //! Memory maps of whole files, the one unsafe corner of this crate.
 //!
-//! A [`Map`] is read-only and refuses anything but a regular file. It is shared with the page cache: if another process truncates the file
-//! while it is mapped, touching the lost pages kills this process with SIGBUS. Model files are replaced by renaming a
-//! new file over the old one, never edited in place. [`Map::populate`] asks for pages without that risk.
+//! A [`Map`] is read-only and refuses anything but a regular file. It is shared with the page cache: if another process
+//! truncates the file while it is mapped, touching the lost pages kills this process with SIGBUS. Model files are
+//! replaced by renaming a new file over the old one, never edited in place. [`Map::populate`] asks for pages without that
+//! risk.
 #![allow(unsafe_code)]
 
 use std::fs::File;

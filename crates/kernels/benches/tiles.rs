@@ -1,7 +1,8 @@
 //! Throughput of the tiles beside what the machine can do: `cargo bench -p kernels --bench tiles [-- ISA]`.
 //!
 //! Prefill: one thread, 96 tokens, a matrix that stays in the caches, in GMAC/s. Decode: one token and a matrix far
-//! larger than the caches, in GB/s of packed weights, beside the read bandwidth measured in the same run.
+//! larger than the caches, in GB/s of packed weights, beside the read bandwidth measured in the same run. Plain: how many
+//! times longer both take where the matrix is not packed.
 #![allow(clippy::print_stdout, reason = "a benchmark prints its results")]
 
 use kernels::format::Format;
@@ -9,6 +10,7 @@ use kernels::matrix::Shape;
 use kernels::ops::{Product, Rows, kinds_for, multiply};
 use kernels::{Activations, Context, Isa, Matrix, Pool, bandwidth};
 use std::hint::black_box;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const FORMATS: [Format; 9] = [
@@ -36,25 +38,40 @@ fn main() {
             bandwidth::read(&pool, 512 << 20, Duration::from_millis(300)) / 1e9
         );
         for format in FORMATS {
-            let prefill = seconds_of(context, format, 2048, 2048, 96);
-            let decode = seconds_of(context, format, 32768, 2048, 1);
-            let batch = seconds_of(context, format, 32768, 2048, 8);
+            let seconds = |rows, tokens, plain| seconds_of(context, format, rows, 2048, tokens, plain);
+            let (prefill, prefill_plain) = (seconds(2048, 96, false), seconds(2048, 96, true));
+            let (decode, decode_plain) = (seconds(32768, 1, false), seconds(32768, 1, true));
+            let batch = seconds(32768, 8, false);
             let bytes = Shape { format, rows: 32768, cols: 2048 }.packed_bytes().expect("whole blocks");
             println!(
-                "  {:5} prefill {:6.1} GMAC/s   decode {:5.1} GB/s   8 tokens {:5.2} x one",
+                "  {:5} prefill {:6.1} GMAC/s   decode {:5.1} GB/s   8 tokens {:5.2} x one   plain {:4.1} and {:5.1} x",
                 format.name(),
                 2048.0 * 2048.0 * 96.0 / prefill / 1e9,
                 bytes as f64 / decode / 1e9,
                 batch / decode,
+                prefill_plain / prefill,
+                decode_plain / decode,
             );
         }
     }
 }
 
 /// The median time of a multiplication.
-fn seconds_of(context: Context<'_>, format: Format, rows: usize, cols: usize, tokens: usize) -> f64 {
-    let source = vec![0x11; rows * format.row_bytes(cols).expect("whole blocks")];
-    let matrix = Matrix::packed(Shape { format, rows, cols }, context.table.isa, context.pool, &source);
+fn seconds_of(
+    context: Context<'_>,
+    format: Format,
+    rows: usize,
+    cols: usize,
+    tokens: usize,
+    plain: bool,
+) -> f64 {
+    let (shape, isa) = (Shape { format, rows, cols }, context.table.isa);
+    let source = vec![0x11; shape.plain_bytes().expect("whole blocks")];
+    let len = source.len();
+    let matrix = match plain {
+        true => Matrix::plain(shape, isa, Arc::new(source), 0..len).expect("the rows are there"),
+        false => Matrix::packed(shape, isa, context.pool, &source),
+    };
     let mut activations = Activations::default();
     activations.reset(tokens, cols, kinds_for([&matrix]));
     for t in 0..tokens {

@@ -71,6 +71,7 @@ enum State {
     /// The file was there and is sound.
     Sound,
     Damaged,
+    /// There is none that can be opened.
     Missing,
 }
 
@@ -103,7 +104,10 @@ pub(crate) fn run(args: &PackArgs) -> Result<(), CliError> {
         Some(Ok(())) => State::Sound,
         Some(Err(fault @ Fault::Stopped)) => return Err(CliError::new(Kind::Failed, fault.to_string())),
         Some(Err(fault)) if args.verify => {
-            let state = if fault.is_missing() { State::Missing } else { State::Damaged };
+            let state = match fault.is_damage() {
+                true => State::Damaged,
+                false => State::Missing,
+            };
             report(args, &file, state, Some(&fault), began)?;
             return Err(refusal(&file, &fault));
         }
@@ -162,9 +166,12 @@ fn make(
 
 fn refusal(file: &PackedFile, fault: &Fault) -> CliError {
     let path = file.path().display();
-    let message = match fault.is_missing() {
-        true => format!("there is no packed file {path}"),
-        false => format!("the packed file {path} is damaged: {fault}"),
+    let message = if fault.is_missing() {
+        format!("there is no packed file {path}")
+    } else if fault.is_damage() {
+        format!("the packed file {path} is damaged: {fault}")
+    } else {
+        format!("the packed file {path} cannot be read: {fault}")
     };
     CliError::new(Kind::Failed, message).with_hint("without --verify it is made anew")
 }
