@@ -1,13 +1,14 @@
 //! Throughput of the tiles beside what the machine can do: `cargo bench -p kernels --bench tiles [-- ISA]`.
 //!
-//! Prefill: one thread, 96 tokens, a matrix that stays in the caches, in GMAC/s. Decode: one token and a matrix far
+//! Prefill: one thread, 96 tokens, a matrix that stays in the caches, in GMAC/s,
+//! beside the peak of the set's dot products. Decode: one token and a matrix far
 //! larger than the caches, in GB/s of packed weights, beside the read bandwidth measured in the same run.
 #![allow(clippy::print_stdout, reason = "a benchmark prints its results")]
 
 use kernels::format::Format;
 use kernels::matrix::Shape;
 use kernels::ops::{Product, Rows, kinds_for, multiply};
-use kernels::{Activations, Context, Isa, Matrix, Pool, bandwidth};
+use kernels::{Activations, Context, Isa, Matrix, Pool, bandwidth, peak};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -32,8 +33,9 @@ fn main() {
         let pool = Pool::new(threads);
         let context = Context { table, pool: &pool };
         println!(
-            "{threads} thread(s), read bandwidth {:.1} GB/s",
-            bandwidth::read(&pool, 512 << 20, Duration::from_millis(300)) / 1e9
+            "{threads} thread(s), read bandwidth {:.1} GB/s, peak {:.1} GMAC/s",
+            bandwidth::read(&pool, 512 << 20, Duration::from_millis(300)) / 1e9,
+            peak::macs_per_s(context, Duration::from_millis(300)) / 1e9
         );
         for format in FORMATS {
             let prefill = seconds_of(context, format, 2048, 2048, 96);

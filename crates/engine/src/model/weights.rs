@@ -73,13 +73,19 @@ pub(crate) struct Weights {
 impl Weights {
     /// Bytes of weights that one token reads.
     pub(crate) fn bytes_per_token(&self) -> u64 {
-        let layer = |l: &Layer| -> usize {
-            [&l.query, &l.key, &l.value, &l.output, &l.gate, &l.up, &l.down]
-                .map(|m| m.matrix.len_bytes())
-                .iter()
-                .sum()
-        };
-        (self.layers.iter().map(layer).sum::<usize>() + self.head.matrix.len_bytes()) as u64
+        let layers: usize = self.layer_matrices().map(Matrix::len_bytes).sum();
+        (layers + self.head.matrix.len_bytes()) as u64
+    }
+
+    /// How many weights the matrices of all layers have.
+    pub(crate) fn layer_weights(&self) -> u64 {
+        self.layer_matrices().map(|matrix| matrix.rows() as u64 * matrix.cols() as u64).sum()
+    }
+
+    fn layer_matrices(&self) -> impl Iterator<Item = &Matrix> {
+        let linears =
+            self.layers.iter().flat_map(|l| [&l.query, &l.key, &l.value, &l.output, &l.gate, &l.up, &l.down]);
+        linears.map(|linear| &linear.matrix)
     }
 }
 

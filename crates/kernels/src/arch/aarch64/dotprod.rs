@@ -2,6 +2,7 @@
 //! takes from any quarter of a register. Floats are as in plain NEON.
 
 mod integer;
+mod peak;
 
 use super::neon::float::{Bf16, F16, F32, float_tile, mix, score};
 use super::neon::strip::{Q4, Q4K, Q6K, Q8, W8, W8Half};
@@ -31,6 +32,8 @@ pub(crate) static TABLE: Table = Table {
     softmax_tile,
     max,
     exp_sum,
+    dots,
 };
 
 use integer::integer_tile;
+use peak::dots;
