@@ -39,8 +39,8 @@ fn raspberry_pi_5() {
 #[test]
 fn rk3588_with_four_fast_and_four_slow_cores() {
     let processors: [&[usize]; 8] = [&[0], &[1], &[2], &[3], &[4], &[5], &[6], &[7]];
-    // The kernel measures the clocks that each pair of fast cores reaches.
-    let capacities = [414, 414, 414, 414, 1016, 1016, 1024, 1024];
+    // Pairs of fast cores may reach different clocks.
+    let capacities = [400, 400, 400, 400, 1000, 1000, 1024, 1024];
     let cores: Vec<_> = processors.into_iter().zip(capacities.map(Some)).collect();
     check(&machine("0-7", &cores), &[4, 5, 6, 7], &[4, 5, 6, 7, 0, 1, 2, 3], 4);
     // Whoever may use slow cores only has them all.
