@@ -234,9 +234,10 @@ fn compare(
 fn prepare(setting: &Setting<'_>, tasks: &[Task], title: &str) -> anyhow::Result<()> {
     eprintln!("{title}: preparing");
     let little = Work { prefill_tokens: 1, decode_tokens: 1, depth: 0, kv: Kv::F16 };
-    bench::one(setting, Contender::Dunlin, little)?;
+    let failed = || format!("{} cannot get ready", Contender::Dunlin.name());
+    bench::one(setting, Contender::Dunlin, little).with_context(failed)?;
     if tasks.iter().any(Task::starts_servers) {
-        server::start(setting, Contender::Dunlin)?;
+        server::start(setting, Contender::Dunlin).with_context(failed)?;
     }
     Ok(())
 }
