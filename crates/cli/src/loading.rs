@@ -3,6 +3,7 @@
 use crate::defaults;
 use crate::error::{CliError, Kind, supported_isas};
 use crate::machine::{self, Memory};
+use crate::pinning;
 use crate::progress::PackingBar;
 use crate::source::Source;
 use crate::talk;
@@ -20,9 +21,14 @@ use stdx::units::Bytes;
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Computing")]
 pub(crate) struct LoadArgs {
-    /// Threads that compute [default: the physical cores this process may use]
+    /// Threads that compute [default: the fast cores this process may use, within its CPU quota]
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+
+    /// Keep each of these threads on a processor of its own, which helps where nothing else computes and hurts where
+    /// something does
+    #[arg(long)]
+    pin: bool,
 
     /// Tokens that one conversation may hold, prompt and answer together [default: the model's, at most 4096]
     #[arg(long, short, value_name = "TOKENS")]
@@ -65,6 +71,8 @@ pub(crate) struct Plan {
     gguf: Gguf,
     pub(crate) isa: Isa,
     pub(crate) threads: usize,
+    /// Where each thread is kept.
+    pins: Option<Vec<usize>>,
     pub(crate) config: EngineConfig,
     cache: Option<PathBuf>,
 }
@@ -87,10 +95,19 @@ impl LoadArgs {
         {
             needs.check(&outline, &config, memory)?;
         }
-        let threads = self.threads.map_or_else(machine::threads, usize::from);
+        let threads = self.threads();
+        let pins = if self.pin { Some(pinning::choose(threads)?) } else { None };
         let cache = if self.no_cache { None } else { self.cache_dir.clone().or_else(cache_dir) };
         let cache = cache.map(packed_folder);
-        Ok(Plan { source, gguf, isa, threads, config, cache })
+        Ok(Plan { source, gguf, isa, threads, pins, config, cache })
+    }
+
+    fn threads(&self) -> usize {
+        let Some(threads) = self.threads.map(usize::from) else { return machine::threads() };
+        if let Some(warning) = machine::cpu_quota().and_then(|quota| over_quota(threads, quota)) {
+            talk::say(format_args!("warning: {warning}"));
+        }
+        threads
     }
 
     fn context_tokens(&self, outline: &Outline) -> Result<usize, CliError> {
@@ -112,6 +129,17 @@ impl LoadArgs {
 /// Where packed files lie in the folder that the user knows.
 pub(crate) fn packed_folder(cache: PathBuf) -> PathBuf {
     cache.join("packed")
+}
+
+/// What comes of more threads than a quota of `quota` processors keeps running; one there must be.
+fn over_quota(threads: usize, quota: f64) -> Option<String> {
+    let within = (quota as usize).max(1);
+    (threads > within).then(|| {
+        format!(
+            "{threads} threads share a CPU quota of {quota:.2} processors: whenever it is used up, the system stops \
+             them all for the rest of its period, and answers come in bursts; --threads {within} avoids that"
+        )
+    })
 }
 
 /// `$DUNLIN_CACHE_DIR`, else the XDG base directory's folder for this program.
@@ -211,7 +239,7 @@ impl Plan {
         let listener = Listener::new(tell);
         let options =
             OpenOptions { isa: self.isa, cache: self.cache, packing, listener, ..OpenOptions::default() };
-        let pool = Pool::new(self.threads);
+        let pool = self.pins.map_or_else(|| Pool::new(self.threads), pinning::pool);
         let mut bar = PackingBar::new();
         let mut report = |packing: Progress| {
             bar.update(packing);
@@ -284,6 +312,7 @@ mod tests {
     fn packing_tells_how_far_it_is() {
         let args = LoadArgs {
             threads: Some(1),
+            pin: false,
             ctx_size: Some(64),
             isa: None,
             kv_format: KvFormat::default(),
@@ -296,6 +325,17 @@ mod tests {
         plan.load(Packing::First, &mut |part| parts.push(part)).unwrap();
         assert_eq!((parts.first(), parts.last()), (Some(&0.0), Some(&1.0)));
         assert!(parts.len() > 2 && parts.is_sorted(), "{parts:?}");
+    }
+
+    #[test]
+    fn more_threads_than_the_quota_are_warned_of() {
+        assert_eq!(over_quota(1, 0.5), None);
+        assert_eq!(over_quota(2, 2.5), None);
+        let warning = over_quota(2, 1.5).unwrap();
+        assert!(
+            warning.contains("CPU quota of 1.50 processors") && warning.contains("--threads 1"),
+            "{warning}"
+        );
     }
 
     #[test]

@@ -87,6 +87,7 @@ impl Engine {
         let thread = {
             let (model, config, inbox) = (Arc::clone(&model), config.clone(), Arc::clone(&inbox));
             let run = move || {
+                pool.enter();
                 let tokenizer = model.tokenizer().expect("checked by the caller");
                 Scheduler::new(&model, tokenizer, &pool, &config, &inbox).run();
             };

@@ -246,6 +246,12 @@ impl Model {
         self.store.progress().total_bytes
     }
 
+    /// Multiply-adds with weights that one token of a prompt takes: those of all layers. The output matrix, which only the
+    /// last token needs, and attention are not counted.
+    pub fn prompt_macs_per_token(&self) -> u64 {
+        weights::layer_weights(&self.config)
+    }
+
     /// The shape of a key-value cache of `pages` pages for this model.
     pub(crate) fn kv_shape(&self, format: KvFormat, pages: usize) -> KvShape {
         KvShape { format, pages, heads: self.config.kv_heads, head_dim: self.config.head_dim }

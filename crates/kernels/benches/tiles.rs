@@ -1,14 +1,14 @@
 //! Throughput of the tiles beside what the machine can do: `cargo bench -p kernels --bench tiles [-- ISA]`.
 //!
-//! Prefill: one thread, 96 tokens, a matrix that stays in the caches, in GMAC/s. Decode: one token and a matrix far
-//! larger than the caches, in GB/s of packed weights, beside the read bandwidth measured in the same run. Plain: how many
-//! times longer both take where the matrix is not packed.
+//! Prefill: one thread, 96 tokens, a matrix that stays in the caches, in GMAC/s, beside the peak of the set's dot products.
+//! Decode: one token and a matrix far larger than the caches, in GB/s of packed weights, beside the read bandwidth measured
+//! in the same run. Plain: how many times longer both take where the matrix is not packed.
 #![allow(clippy::print_stdout, reason = "a benchmark prints its results")]
 
 use kernels::format::Format;
 use kernels::matrix::Shape;
 use kernels::ops::{Product, Rows, kinds_for, multiply};
-use kernels::{Activations, Context, Isa, Matrix, Pool, bandwidth};
+use kernels::{Activations, Context, Isa, Matrix, Pool, bandwidth, peak};
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,8 +34,9 @@ fn main() {
         let pool = Pool::new(threads);
         let context = Context { table, pool: &pool };
         println!(
-            "{threads} thread(s), read bandwidth {:.1} GB/s",
-            bandwidth::read(&pool, 512 << 20, Duration::from_millis(300)) / 1e9
+            "{threads} thread(s), read bandwidth {:.1} GB/s, peak {:.1} GMAC/s",
+            bandwidth::read(&pool, 512 << 20, Duration::from_millis(300)) / 1e9,
+            peak::macs_per_s(context, Duration::from_millis(300)) / 1e9
         );
         for format in FORMATS {
             let seconds = |rows, tokens, plain| seconds_of(context, format, rows, 2048, tokens, plain);

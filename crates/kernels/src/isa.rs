@@ -210,6 +210,8 @@ pub struct Table {
     pub(crate) softmax_tile: unsafe fn(scores: &mut [f32], max_before: f32) -> (f32, f32),
     pub(crate) max: unsafe fn(x: &[f32]) -> f32,
     pub(crate) exp_sum: unsafe fn(x: &[f32], max: f32) -> f32,
+    /// Multiplies bytes in registers, in `rounds` rounds, and returns how many multiply-adds that were.
+    pub(crate) dots: unsafe fn(rounds: u64) -> u64,
 }
 
 impl Table {

@@ -27,6 +27,8 @@ pub mod ops;
 #[allow(unsafe_code)]
 pub mod panel;
 #[allow(unsafe_code)]
+pub mod peak;
+#[allow(unsafe_code)]
 pub mod pool;
 #[allow(unsafe_code)]
 mod shared;

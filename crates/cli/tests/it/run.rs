@@ -87,6 +87,16 @@ fn a_seed_repeats_an_answer_on_any_number_of_threads() {
 }
 
 #[test]
+fn a_pinned_thread_gives_the_same_answer() {
+    let ask = |pin: &[&str]| {
+        let arguments =
+            [&["run", "--raw", "--temperature", "0", "-n", "20", "-t", "1"], pin, &["the"]].concat();
+        stdout(&arguments, "")
+    };
+    assert_eq!(ask(&["--pin"]), ask(&[]));
+}
+
+#[test]
 fn statistics_are_talk_and_not_data() {
     let output = output(&["run", "--temperature", "0", "--stats", "what is dunlin?"], "");
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

@@ -84,6 +84,12 @@ fn layer_matrices(config: &Config) -> [(&'static str, usize, usize); 7] {
     ]
 }
 
+/// How many weights the matrices of all layers have.
+pub(crate) fn layer_weights(config: &Config) -> u64 {
+    let layer: usize = layer_matrices(config).iter().map(|&(_, rows, cols)| rows * cols).sum();
+    layer as u64 * config.layers as u64
+}
+
 /// Finds and checks every matrix of the model.
 pub(crate) fn plan(gguf: &Gguf, config: &Config) -> Result<Plan, ModelError> {
     let mut entries = Vec::new();

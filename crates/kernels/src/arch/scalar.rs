@@ -8,6 +8,7 @@ use crate::isa::{CacheTiles, Isa, MixArgs, ScoreArgs, Table, TileArgs};
 use crate::layout::{self, Bytes, Layout, STRIP};
 use crate::panel::RECORD;
 use half::{bf16, f16};
+use std::hint::black_box;
 use std::slice;
 
 elementwise!(Plain);
@@ -43,6 +44,7 @@ pub(crate) static TABLE: Table = Table {
     softmax_tile,
     max,
     exp_sum,
+    dots,
 };
 
 /// # Safety
@@ -104,6 +106,19 @@ unsafe fn float_tile<const T: usize>(args: &TileArgs, layout: Layout) {
         // SAFETY: the same contract.
         unsafe { store(args, s, &acc) }
     }
+}
+
+/// Multiply-adds of words, 16 that do not wait for each other. Needs no promise; a table's functions are unsafe.
+unsafe fn dots(rounds: u64) -> u64 {
+    let weight = black_box(3i32);
+    let mut sums = [black_box(-5i32); 16];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = sum.wrapping_mul(weight).wrapping_add(1);
+        }
+    }
+    black_box(sums);
+    rounds * 16
 }
 
 /// # Safety

@@ -2,6 +2,7 @@
 //! takes from any quarter of a register. Floats are as in plain NEON.
 
 mod integer;
+mod peak;
 
 use super::neon::Fused;
 use super::neon::float::{Bf16, F16, F32, I8, float_tile, mix, score};
@@ -33,6 +34,8 @@ pub(crate) static TABLE: Table = Table {
     softmax_tile,
     max,
     exp_sum,
+    dots,
 };
 
 use integer::integer_tile;
+use peak::dots;

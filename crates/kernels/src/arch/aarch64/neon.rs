@@ -3,6 +3,7 @@
 
 pub(super) mod float;
 pub(super) mod integer;
+mod peak;
 pub(super) mod strip;
 
 use crate::arch::per_width;
@@ -40,7 +41,9 @@ pub(crate) static TABLE: Table = Table {
     softmax_tile,
     max,
     exp_sum,
+    dots,
 };
 
 use float::{float_tile, mix, score};
 use integer::integer_tile;
+use peak::dots;

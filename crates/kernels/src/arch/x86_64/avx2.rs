@@ -3,6 +3,7 @@
 
 mod float;
 mod integer;
+mod peak;
 
 use crate::arch::per_width;
 use crate::elementwise::{Lanes, elementwise};
@@ -39,7 +40,9 @@ pub(crate) static TABLE: Table = Table {
     softmax_tile,
     max,
     exp_sum,
+    dots,
 };
 
 use float::{float_tile, mix, score};
 use integer::integer_tile;
+use peak::dots;

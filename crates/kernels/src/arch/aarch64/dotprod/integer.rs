@@ -89,7 +89,11 @@ unsafe fn one_cell<C: Cells, const U: usize, const Q: usize, const LANE: usize>(
 /// # Safety
 /// The processor has the dot product instructions.
 #[inline(always)]
-unsafe fn sdot<const LANE: usize>(mut acc: int32x4_t, weights: int8x16_t, x: int8x16_t) -> int32x4_t {
+pub(super) unsafe fn sdot<const LANE: usize>(
+    mut acc: int32x4_t,
+    weights: int8x16_t,
+    x: int8x16_t,
+) -> int32x4_t {
     // SAFETY: register arithmetic; the caller has the feature.
     unsafe {
         asm!(
