@@ -29,7 +29,7 @@ use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 /// Changes whenever a packed layout does.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// Packed weights up to this size go into memory by default: a file would save nothing.
 pub const MEMORY_BYTES_MAX: u64 = 64 << 20;

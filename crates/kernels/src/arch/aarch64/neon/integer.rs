@@ -187,8 +187,8 @@ unsafe fn few_tokens<D: Dot, L: Strip, const T: usize, const Q: usize>(args: &Ti
         let mut acc = [[vdupq_n_f32(0.0); 4]; T];
         for g in 0..groups {
             let record = args.panel.add(g * RECORD * T);
-            let (scale, min) = L::scales(strip, g);
-            let cells = L::cells(strip, g);
+            let (scale, min) = L::scales(strip.add(L::BLOCKS.start(g)), g % L::BLOCKS.groups);
+            let cells = strip.add(L::BLOCKS.cells(g));
             group::<D, L, L::Cells, T, T, Q>(cells, &scale, &min, record, 0, &mut acc);
         }
         store(args, s, &acc);
@@ -209,8 +209,8 @@ unsafe fn many_tokens<D: Dot, L: Strip, const T: usize, const Q: usize>(args: &T
         let mut unpacked = [[vdupq_n_s8(0); 4]; 8];
         for g in 0..groups {
             let record = args.panel.add(g * RECORD * T);
-            let (scale, min) = L::scales(strip, g);
-            let mut cells = L::cells(strip, g);
+            let (scale, min) = L::scales(strip.add(L::BLOCKS.start(g)), g % L::BLOCKS.groups);
+            let mut cells = strip.add(L::BLOCKS.cells(g));
             if !L::Cells::ARE_BYTES {
                 for (cell, quads) in unpacked.iter_mut().enumerate() {
                     for (quad, weights) in quads.iter_mut().enumerate() {
@@ -250,13 +250,15 @@ unsafe fn group<D: Dot, L: Strip, C: Cells, const T: usize, const U: usize, cons
         let tail = record.add(T * 32 + first * 4);
         let words = |field: usize| tokens::<U>(tail.add(field * T * 4));
         let floats = |field: usize| words(field).map(|x| vreinterpretq_f32_s32(x));
-        let start = |field: usize| match L::OFFSET_SHIFT {
-            None => [vdupq_n_s32(MAGIC.to_bits() as i32); U],
-            // A shift takes its count as a constant; 1 = 8 / 8 and 4 = 32 / 8 are the two in use.
-            Some(0) => words(field).map(|x| vaddq_s32(x, vdupq_n_s32(MAGIC.to_bits() as i32))),
-            Some(_) => {
-                words(field).map(|x| vaddq_s32(vshlq_n_s32::<2>(x), vdupq_n_s32(MAGIC.to_bits() as i32)))
-            }
+        let magic = vdupq_n_s32(MAGIC.to_bits() as i32);
+        // The words are -8 times the sums of activations; a shift takes its count as a constant.
+        let start = |field: usize| match L::OFFSET {
+            0 => [magic; U],
+            -16 => words(field).map(|x| vsubq_s32(magic, vshlq_n_s32::<1>(x))),
+            4 => words(field).map(|x| vaddq_s32(vshrq_n_s32::<1>(x), magic)),
+            8 => words(field).map(|x| vaddq_s32(x, magic)),
+            32 => words(field).map(|x| vaddq_s32(vshlq_n_s32::<2>(x), magic)),
+            _ => unreachable!("no layout has this offset"),
         };
         let d = floats(0);
         for quad in (0..4).step_by(Q) {
