@@ -4,6 +4,7 @@
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod aarch64 {
     pub(crate) mod dotprod;
+    pub(crate) mod i8mm;
     pub(crate) mod neon;
 }
 pub(crate) mod scalar;

@@ -21,11 +21,14 @@ pub enum Isa {
     Neon,
     /// NEON with the dot product instructions of Armv8.2 (`sdot`).
     NeonDotprod,
+    /// The same with the matrix instructions of Armv8.6 (`smmla`).
+    NeonI8mm,
 }
 
 impl Isa {
     /// Slowest first.
-    pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::Avx2, Isa::Avx512Vnni, Isa::Neon, Isa::NeonDotprod];
+    pub const ALL: [Isa; 6] =
+        [Isa::Scalar, Isa::Avx2, Isa::Avx512Vnni, Isa::Neon, Isa::NeonDotprod, Isa::NeonI8mm];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -34,6 +37,7 @@ impl Isa {
             Isa::Avx512Vnni => "avx512-vnni",
             Isa::Neon => "neon",
             Isa::NeonDotprod => "neon-dotprod",
+            Isa::NeonI8mm => "neon-i8mm",
         }
     }
 
@@ -63,6 +67,10 @@ impl Isa {
                 std::arch::is_aarch64_feature_detected!("neon")
                     && std::arch::is_aarch64_feature_detected!("dotprod")
             }
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm => {
+                Isa::NeonDotprod.is_supported() && std::arch::is_aarch64_feature_detected!("i8mm")
+            }
             _ => false,
         }
     }
@@ -76,7 +84,7 @@ impl Isa {
     pub fn bytes(self) -> Bytes {
         match self {
             Isa::Avx512Vnni => Bytes::Unsigned,
-            Isa::Scalar | Isa::Avx2 | Isa::Neon | Isa::NeonDotprod => Bytes::Signed,
+            Isa::Scalar | Isa::Avx2 | Isa::Neon | Isa::NeonDotprod | Isa::NeonI8mm => Bytes::Signed,
         }
     }
 
@@ -95,6 +103,8 @@ impl Isa {
             Isa::Neon => Some(&crate::arch::aarch64::neon::TABLE),
             #[cfg(target_arch = "aarch64")]
             Isa::NeonDotprod => Some(&crate::arch::aarch64::dotprod::TABLE),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm => Some(&crate::arch::aarch64::i8mm::TABLE),
             #[allow(unreachable_patterns, reason = "which sets remain depends on the architecture")]
             _ => None,
         }

@@ -1,7 +1,7 @@
 //! NEON with the dot product instructions of Armv8.2: one `sdot` multiplies 4 rows x 4 columns by 4 activations, which it
 //! takes from any quarter of a register. Floats are as in plain NEON.
 
-mod integer;
+pub(super) mod integer;
 
 use super::neon::float::{Bf16, F16, F32, float_tile, mix, score};
 use super::neon::strip::{Iq4Nl, Iq4Xs, Mxfp4, Q3K, Q4, Q4K, Q5K, Q6K, Q8, W8, W8Half};

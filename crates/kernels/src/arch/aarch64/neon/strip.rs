@@ -28,6 +28,9 @@ pub(in crate::arch::aarch64) trait Strip {
 pub(in crate::arch::aarch64) trait Cells {
     /// Cells of bytes, nothing to unpack.
     const ARE_BYTES: bool = false;
+    /// Registers hold two rows of 8 columns: an even cell rows 0 and 1 of a quad with the columns of the odd one after it,
+    /// that one rows 2 and 3.
+    const PAIRED: bool = false;
     /// Products that fit a 16-bit sum: `32767 / (127 * largest weight)`, as a power of two, at most 8.
     const SUMS: usize;
 
@@ -40,6 +43,8 @@ pub(in crate::arch::aarch64) trait Cells {
 
 /// 8 cells of bytes.
 pub(in crate::arch::aarch64) enum ByteCells {}
+/// 8 cells of bytes in pairs of rows.
+pub(in crate::arch::aarch64) enum PairedCells {}
 /// 4 cells of nibble pairs.
 pub(in crate::arch::aarch64) enum NibbleCells {}
 /// 4 cells of nibble pairs that stand for the values of IQ4_NL.
@@ -61,6 +66,18 @@ impl Cells for ByteCells {
     unsafe fn load(cells: *const u8, cell: usize, quad: usize) -> int8x16_t {
         // SAFETY: 8 cells of 64 bytes.
         unsafe { vld1q_s8(cells.add(cell * CELL + quad * 16).cast()) }
+    }
+}
+
+impl Cells for PairedCells {
+    const ARE_BYTES: bool = true;
+    const PAIRED: bool = true;
+    const SUMS: usize = 2;
+
+    #[inline(always)]
+    unsafe fn load(cells: *const u8, cell: usize, quad: usize) -> int8x16_t {
+        // SAFETY: the same contract.
+        unsafe { ByteCells::load(cells, cell, quad) }
     }
 }
 
