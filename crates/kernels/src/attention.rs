@@ -15,7 +15,7 @@ use crate::Context;
 use crate::elementwise;
 use crate::format::GROUP;
 use crate::isa::{MixArgs, MixFn, ScoreArgs, ScoreFn, TileArgs, TileFn, width_index};
-use crate::layout::{Bytes, Layout, PairLayout, STRIP};
+use crate::layout::{Blocks, Bytes, Layout, STRIP};
 use crate::ops::{Rows, SharedRows, for_each_token};
 use crate::panel::{PANEL_WIDTHS, RECORD};
 use crate::shared::SharedMut;
@@ -380,9 +380,9 @@ unsafe fn store_quantized(
         let (q, d) = quantize(k);
         // SAFETY: this position's own scale and cells of group `g`.
         unsafe {
-            keys.0.slice(block + PairLayout::Q8.scales(g) + lane * 2, 2).copy_from_slice(&d.to_le_bytes());
+            keys.0.slice(block + Blocks::Q8.start(g) + (g % Blocks::Q8.groups * STRIP + lane) * 2, 2).copy_from_slice(&d.to_le_bytes());
             for (cell, four) in q.as_chunks::<4>().0.iter().enumerate() {
-                let out = keys.0.slice(block + PairLayout::Q8.cells(g) + cell * 64 + lane * 4, 4);
+                let out = keys.0.slice(block + Blocks::Q8.cells(g) + cell * 64 + lane * 4, 4);
                 match bytes {
                     Bytes::Signed => out.copy_from_slice(&four.map(|q| q as u8)),
                     Bytes::Unsigned => out.copy_from_slice(&four.map(|q| q as u8 ^ 0x80)),

@@ -20,11 +20,14 @@ pub enum Isa {
     Neon,
     /// NEON with the dot product instructions of Armv8.2 (`sdot`).
     NeonDotprod,
+    /// The same with the matrix instructions of Armv8.6 (`smmla`).
+    NeonI8mm,
 }
 
 impl Isa {
     /// Slowest first.
-    pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::Avx2, Isa::Avx512Vnni, Isa::Neon, Isa::NeonDotprod];
+    pub const ALL: [Isa; 6] =
+        [Isa::Scalar, Isa::Avx2, Isa::Avx512Vnni, Isa::Neon, Isa::NeonDotprod, Isa::NeonI8mm];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -33,6 +36,7 @@ impl Isa {
             Isa::Avx512Vnni => "avx512-vnni",
             Isa::Neon => "neon",
             Isa::NeonDotprod => "neon-dotprod",
+            Isa::NeonI8mm => "neon-i8mm",
         }
     }
 
@@ -62,6 +66,10 @@ impl Isa {
                 std::arch::is_aarch64_feature_detected!("neon")
                     && std::arch::is_aarch64_feature_detected!("dotprod")
             }
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm => {
+                Isa::NeonDotprod.is_supported() && std::arch::is_aarch64_feature_detected!("i8mm")
+            }
             _ => false,
         }
     }
@@ -75,7 +83,7 @@ impl Isa {
     pub fn bytes(self) -> Bytes {
         match self {
             Isa::Avx512Vnni => Bytes::Unsigned,
-            Isa::Scalar | Isa::Avx2 | Isa::Neon | Isa::NeonDotprod => Bytes::Signed,
+            Isa::Scalar | Isa::Avx2 | Isa::Neon | Isa::NeonDotprod | Isa::NeonI8mm => Bytes::Signed,
         }
     }
 
@@ -94,6 +102,8 @@ impl Isa {
             Isa::Neon => Some(&crate::arch::aarch64::neon::TABLE),
             #[cfg(target_arch = "aarch64")]
             Isa::NeonDotprod => Some(&crate::arch::aarch64::dotprod::TABLE),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm => Some(&crate::arch::aarch64::i8mm::TABLE),
             #[allow(unreachable_patterns, reason = "which sets remain depends on the architecture")]
             _ => None,
         }
@@ -193,8 +203,13 @@ pub struct Table {
     pub(crate) bf16: Tiles,
     pub(crate) q8: Tiles,
     pub(crate) q4: Tiles,
+    pub(crate) iq4_nl: Tiles,
+    pub(crate) mxfp4: Tiles,
     pub(crate) q4k: Tiles,
+    pub(crate) q5k: Tiles,
+    pub(crate) q3k: Tiles,
     pub(crate) q6k: Tiles,
+    pub(crate) iq4_xs: Tiles,
     pub(crate) w8: Tiles,
     pub(crate) w8_half: Tiles,
     pub(crate) cache_f32: CacheTiles,
@@ -222,8 +237,13 @@ impl Table {
             Layout::BF16 => &self.bf16,
             Layout::Q8 => &self.q8,
             Layout::Q4 => &self.q4,
+            Layout::Iq4Nl => &self.iq4_nl,
+            Layout::Mxfp4 => &self.mxfp4,
             Layout::Q4K => &self.q4k,
+            Layout::Q5K => &self.q5k,
+            Layout::Q3K => &self.q3k,
             Layout::Q6K => &self.q6k,
+            Layout::Iq4Xs => &self.iq4_xs,
             Layout::W8 => &self.w8,
             Layout::W8Half => &self.w8_half,
         }

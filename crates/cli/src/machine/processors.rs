@@ -6,7 +6,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 /// A core with less than this part of the fastest one's capacity is a slow one. The cores of one kind differ by a few
-/// percent, since the best of them may clock higher; see docs/design/0004-placement.md.
+/// percent, since the best of them may clock higher; see docs/design/0005-placement.md.
 const FAST_MIN: f64 = 0.8;
 
 /// The most processors a list may name; the kernel's own limit is 8192.

@@ -32,7 +32,7 @@ use std::time::UNIX_EPOCH;
 use twox_hash::XxHash3_64;
 
 /// Changes whenever this format or a packed layout does.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// Packed weights up to this size go into memory by default: a file would save nothing.
 pub const MEMORY_BYTES_MAX: u64 = 64 << 20;

@@ -81,7 +81,7 @@ fn products_match_double_precision() {
     for format in Format::ALL {
         let unit = format.block_len().max(32);
         for (rows, cols) in [(16, unit), (40, 3 * unit), (129, 2 * unit)] {
-            for tokens in [1, 2, 3, 4, 7, 12, 15, 27] {
+            for tokens in [1, 2, 3, 4, 10, 12, 15, 27] {
                 cases.push(Case::random(format, rows, cols, tokens));
             }
         }
@@ -91,6 +91,26 @@ fn products_match_double_precision() {
         cases.push(Case::random(Format::F32, 5, cols, 13));
     }
     for_each_isa("products_match_double_precision", |context| {
+        cases.iter().for_each(|case| case.check(context));
+    });
+}
+
+#[test]
+fn every_exponent_of_mxfp4_counts() {
+    // A block of a packed strip, and the first quarter of the next.
+    let shape = Shape { format: Format::MXFP4, rows: 19, cols: 160 };
+    let mut random = Random(11);
+    let x: Vec<_> = (0..3).map(|_| exact_row(shape.cols, &mut random)).collect();
+    let case = |exponent: u8| {
+        let mut source = random_rows(shape.format, shape.rows, shape.cols, u64::from(exponent));
+        for block in source.chunks_exact_mut(shape.format.block_bytes()) {
+            block[0] = exponent;
+        }
+        Case::new(shape, source, x.clone())
+    };
+    // The two whose halves are subnormal, their neighbours, and the largest whose sums are finite.
+    let cases: Vec<_> = [0, 1, 2, 3, 4, 127, 128, 129, 230].map(case).into();
+    for_each_isa("every_exponent_of_mxfp4_counts", |context| {
         cases.iter().for_each(|case| case.check(context));
     });
 }

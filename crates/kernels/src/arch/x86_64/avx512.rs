@@ -4,13 +4,14 @@
 mod float;
 mod integer;
 mod peak;
+mod strip;
 
 use crate::arch::per_width;
 use crate::elementwise::{LANES, Lanes, elementwise};
 use crate::isa::{CacheTiles, Isa, Table};
 use float::{Bf16, F16, F32, I8};
-use integer::{Q4, Q4K, Q6K, Q8, W8, W8Half};
 use std::arch::x86_64::*;
+use strip::{Iq4Nl, Iq4Xs, Mxfp4, Q3K, Q4, Q4K, Q5K, Q6K, Q8, W8, W8Half};
 
 enum Registers {}
 
@@ -42,8 +43,13 @@ pub(crate) static TABLE: Table = Table {
     bf16: per_width!(float_tile, Bf16),
     q8: per_width!(integer_tile, Q8),
     q4: per_width!(integer_tile, Q4),
+    iq4_nl: per_width!(integer_tile, Iq4Nl),
+    mxfp4: per_width!(integer_tile, Mxfp4),
     q4k: per_width!(integer_tile, Q4K),
+    q5k: per_width!(integer_tile, Q5K),
+    q3k: per_width!(integer_tile, Q3K),
     q6k: per_width!(integer_tile, Q6K),
+    iq4_xs: per_width!(integer_tile, Iq4Xs),
     w8: per_width!(integer_tile, W8),
     w8_half: per_width!(integer_tile, W8Half),
     cache_f32: CacheTiles { score: per_width!(score, F32), mix: per_width!(mix, F32) },
