@@ -14,6 +14,7 @@ use std::process::{Command, ExitCode};
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, ensure};
+use engine::KvFormat;
 use serde_json::json;
 
 use crate::synth::{self, Preset, ShapeName};

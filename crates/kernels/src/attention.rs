@@ -380,7 +380,9 @@ unsafe fn store_quantized(
         let (q, d) = quantize(k);
         // SAFETY: this position's own scale and cells of group `g`.
         unsafe {
-            keys.0.slice(block + Blocks::Q8.start(g) + (g % Blocks::Q8.groups * STRIP + lane) * 2, 2).copy_from_slice(&d.to_le_bytes());
+            keys.0
+                .slice(block + Blocks::Q8.start(g) + (g % Blocks::Q8.groups * STRIP + lane) * 2, 2)
+                .copy_from_slice(&d.to_le_bytes());
             for (cell, four) in q.as_chunks::<4>().0.iter().enumerate() {
                 let out = keys.0.slice(block + Blocks::Q8.cells(g) + cell * 64 + lane * 4, 4);
                 match bytes {

@@ -7,9 +7,9 @@ use anyhow::{Context, ensure};
 use serde_json::Value;
 
 use super::contender::{Contender, Llama};
-use engine::KvFormat;
 use super::programs::{Setting, apart};
 use crate::process::output;
+use engine::KvFormat;
 
 /// A hang, not a slow machine: a thread that fills 4096 tokens of a 7B model twice is busy for some quarter of an hour.
 const BENCH_MAX: Duration = Duration::from_secs(3600);

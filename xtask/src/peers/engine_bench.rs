@@ -13,7 +13,6 @@ use engine::{Isa, KvCache, KvFormat, Model, OpenOptions, Pool};
 use serde_json::{Value, json};
 use stdx::random::Random;
 
-
 /// Tokens of a prompt that go through in one step; `llama-bench` has the same (`--ubatch-size`).
 const CHUNK_TOKENS: usize = 512;
 

@@ -1,9 +1,9 @@
 //! What is measured, and how it is called.
 
 use super::contender::Contender;
-use engine::KvFormat;
 use super::server::SPEED_TOKENS;
 use super::task::{DECODE_TOKENS, PREFILL_TOKENS};
+use engine::KvFormat;
 
 /// Something measured of every contender in every round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -317,8 +317,8 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::super::figure::Depth;
-    use engine::KvFormat;
     use super::*;
+    use engine::KvFormat;
 
     const READ: Takes = Takes::ReadBytes(1e9);
 

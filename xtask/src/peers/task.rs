@@ -8,10 +8,10 @@ use super::bench::{self, Speed, Work};
 use super::busy::Busy;
 use super::contender::Contender;
 use super::figure::{Depth, Figure, Load, Program};
-use engine::KvFormat;
 use super::programs::Setting;
 use super::report::Sample;
 use super::server;
+use engine::KvFormat;
 
 pub(super) const PREFILL_TOKENS: usize = 512;
 pub(super) const DECODE_TOKENS: usize = 64;
@@ -92,8 +92,12 @@ impl Task {
             let samples = [speed(prefill_figure, speeds.prefill), speed(decode_figure, speeds.decode)];
             Ok(samples.into_iter().flatten().collect())
         };
-        let usual =
-            Work { prefill_tokens: PREFILL_TOKENS, decode_tokens: DECODE_TOKENS, depth: 0, kv: KvFormat::F16 };
+        let usual = Work {
+            prefill_tokens: PREFILL_TOKENS,
+            decode_tokens: DECODE_TOKENS,
+            depth: 0,
+            kv: KvFormat::F16,
+        };
         let contention = |program, quiet: f64, busy: f64| {
             let values = [(Load::Quiet, quiet), (Load::Busy, busy), (Load::Kept, busy / quiet)];
             values.map(|(load, value)| sample(Figure::Contention(program, load), value)).to_vec()

@@ -13,9 +13,14 @@ const GENERATED: usize = 5;
 
 fn recipes() -> impl Strategy<Value = Recipe> {
     let floats = prop::sample::select(vec![LLAMA, QWEN2, QWEN3, Recipe { kv_heads: 1, ..LLAMA }]);
-    let formats = [GgmlType::Q8_0, GgmlType::Q4_0, GgmlType::Q4K, GgmlType::Q5K, GgmlType::Q6K, GgmlType::Q3K];
-    let quantized = prop::sample::select(formats.to_vec())
-        .prop_map(|format| Recipe { format, layers: 1, feed_forward: 256, ..WIDE });
+    let formats =
+        [GgmlType::Q8_0, GgmlType::Q4_0, GgmlType::Q4K, GgmlType::Q5K, GgmlType::Q6K, GgmlType::Q3K];
+    let quantized = prop::sample::select(formats.to_vec()).prop_map(|format| Recipe {
+        format,
+        layers: 1,
+        feed_forward: 256,
+        ..WIDE
+    });
     (prop_oneof![floats, quantized], any::<u64>()).prop_map(|(recipe, seed)| Recipe { seed, ..recipe })
 }
 
