@@ -35,12 +35,12 @@ SYSTEM = (
 )
 
 
-# What conversations are about, in shares. A verdict on each reading and the bare device name teach copying and the
-# thresholds far faster than the answers that need both at once, so the first lessons hold more of them.
+# What conversations are about, in shares. Several questions about one line teach copying and the thresholds faster
+# than the one answer that needs both at once, so the first lessons hold more of them.
 ALL_SUBJECTS = {
-    "telemetry": 48, "each reading": 10, "which device": 3, "question": 18, "off topic": 6, "dialogue": 15,
+    "telemetry": 34, "study": 20, "each reading": 5, "which device": 3, "question": 20, "off topic": 6, "dialogue": 12,
 }
-FIRST_SUBJECTS = {"telemetry": 25, "each reading": 45, "which device": 10, "question": 15, "off topic": 5}
+FIRST_SUBJECTS = {"telemetry": 15, "study": 60, "which device": 5, "question": 15, "off topic": 5}
 
 
 class Corpus:
@@ -62,6 +62,8 @@ class Corpus:
     def of_kind(self, rng: Random, kind: str) -> Conversation:
         if kind == "dialogue":
             return self.dialogue(rng)
+        if kind == "study":
+            return self.study(rng)
         user, answer, report = {
             "telemetry": self.telemetry, "each reading": self.each_reading, "which device": self.which_device,
             "question": self.question, "off topic": self.off_topic,
@@ -85,6 +87,27 @@ class Corpus:
                 turns += [("user", roughen(rng, rng.choice(ask))), ("assistant", reply())]
                 reports.append(None)
         return Conversation("dialogue", turns, tuple(reports))
+
+    def study(self, rng: Random) -> Conversation:
+        """One line, and all that can be asked about it, in any order."""
+        report = telemetry.a_report(rng, self.want_held_out, self.readings_max)
+        line = telemetry.line_of(rng, report)
+        asked = [
+            (telemetry.WHAT_IS_WRONG, report.answer),
+            (telemetry.EACH_READING, report.each_reading),
+            (telemetry.FIRST_STEP, report.first_step),
+            (telemetry.WHICH_DEVICE, report.which_device),
+        ]
+        rng.shuffle(asked)
+        # The line alone asks what is wrong, so that question may come first without words.
+        turns = self.system(rng)
+        for i, (ask, reply) in enumerate(asked):
+            text = roughen(rng, rng.choice(ask))
+            if i == 0:
+                bare = ask is telemetry.WHAT_IS_WRONG and rng.random() < 0.7
+                text = line if bare else f"{text}{rng.choice((' ', chr(10)))}{line}"
+            turns += [("user", text), ("assistant", reply())]
+        return Conversation("study", turns, (report, *[None] * (len(asked) - 1)))
 
     def system(self, rng: Random) -> Turns:
         return [("system", rng.choice(SYSTEM))] if rng.random() < 0.12 else []
@@ -130,7 +153,7 @@ def roughen(rng: Random, text: str) -> str:
     way = rng.random()
     if way < 0.35:
         text = text[0].upper() + text[1:]
-    elif way < 0.40:
+    elif way < 0.37:
         text = text.upper()
     elif way < 0.50:
         text = text.lower()

@@ -32,8 +32,8 @@ OFF_TOPIC = (
 )
 
 TOPICS = (
-    Topic("what", "dunlin is one static program for Linux. It serves quantized language models on the CPU, tunes the "
-          "machine under them and measures what that gained.", (
+    Topic("what", "dunlin is one program for Linux. It serves quantized language models on the CPU, over an "
+          "OpenAI-compatible API, on a chat page and in the terminal.", (
               "{what is|what's|whats|what exactly is|so what is} dunlin?",
               "{tell me|say|explain} {briefly|shortly|in short|} what dunlin {is|does}.",
               "what {does|can} dunlin do{| for me}?", "what is {the purpose|the point|the use} of dunlin?",
@@ -46,7 +46,7 @@ TOPICS = (
               "{which|what} model {are you|is this|am I using|is running|answers me}?", "introduce yourself.",
               "tell me {about yourself|who you are|your name}.", "are you {chatgpt|llama|gpt|claude|a llama model|a bot|a robot|an AI|human}?",
               "what {kind|sort} of model {are you|is this}?", "do you have a name?", "what should I call you?", "who is {there|this}?")),
-    Topic("start", "Type `dunlin up`. It starts this demo model, a server and a dashboard, with no set-up.", (
+    Topic("start", "Type `dunlin up`. It starts this demo model, a server and a chat page, with no set-up.", (
               "how {do|can|should} I {start|launch|get started with|begin with|set up|try} dunlin?",
               "how {do I|to|can one} {start|begin|get started|try it|get going}?", "what is the {first|easiest|quickest} {command|step|way to start}?",
               "{which|what} command {starts|launches|brings up} {dunlin|everything|it all}?", "what does `dunlin up` do?", "what is dunlin up?",
@@ -100,14 +100,14 @@ TOPICS = (
               "{which|what} command {inspects|describes|shows the contents of|examines} {a model|a gguf file|a model file}?", "what does `dunlin inspect` do?",
               "how do I {see|list|print|find out} the {tensors|metadata|architecture|tokenizer|quantization} of {a model|my model|a file}?",
               "what is in {my|this|a} {gguf|gguf file|model file}?", "inspect a {model|gguf|file}{|?}")),
-    Topic("doctor", "Type `dunlin doctor`. It reports what this machine is, how fast it can serve, and what slows it.", (
-              "how {do|can} I {check|examine|test|diagnose} {my machine|this machine|this box|my box|the machine|the host|my computer}?",
-              "{which|what} command {checks|examines|reports on} {the machine|my machine|this box|the host}?", "what does `dunlin doctor` do?", "what is dunlin doctor?",
-              "why is {dunlin|it|my model|my machine} {so slow|slow}?", "how {fast|quick} {is|can} {this machine|my machine|my box} {serve|be}?", "is my {machine|box|server} {good|fast} enough?")),
-    Topic("bench", "Type `dunlin bench run`. It measures start, latency, throughput and memory, and says how sure it is.", (
-              "how {do|can} I {benchmark|measure|bench} {dunlin|it|a model|my model|the server|latency|the speed|throughput}?",
-              "{which|what} command {measures|benchmarks} {speed|latency|a model|the server|throughput}?", "what does `dunlin bench` do?",
-              "is there a {benchmark|bench command|load test|speed test}?", "how do I {run|start|do} a {benchmark|load test|speed test|bench}?", "how do I find out {how fast it is|the latency|the throughput}?")),
+    Topic("later", "dunlin cannot do that yet. Today it serves models, chats in the terminal and shows what a model file "
+          "holds.", (
+              "how {do|can} I {check|examine|test|diagnose|tune} {my machine|this machine|this box|my box|the machine|the host|the kernel} {with dunlin|}?",
+              "how {do|can} I {benchmark|bench} {dunlin|it|a model|my model|the server|latency|throughput}?", "is there a {benchmark|bench command|load test|speed test}{| in dunlin}?",
+              "{can|does} {dunlin|it} {tune|set up|optimize} {my machine|the machine|the kernel|linux|the governor}?", "{can|does} {dunlin|it} {benchmark|compare|measure} {models|machines|itself|servers}?",
+              "how {do|can} I {quantize|shrink|prune|compress} {a model|my model|models}{| with dunlin}?", "{can|does} {dunlin|it} {quantize|shrink|prune|train|fine-tune} {a model|models|my model}?",
+              "how {do|can} I {ship|roll out|deliver|update} {models|a model} {to|on} {a fleet|many devices|my devices|all my devices}?", "{can|does} {dunlin|it} {manage|update|roll out to} {a fleet|many devices|devices|fleets}?",
+              "{can|does} {dunlin|it} {read|see|understand} {images|pictures|audio|speech}?", "{can|does} {dunlin|it} {make|compute|serve} embeddings?")),
     Topic("licence", "dunlin has the MIT licence, and so do I.", (
               "{what is|what's|which is} the {licence|license}{| of dunlin}?", "{which|what} {licence|license} {does dunlin have|does it have|is it under|is dunlin under|do you use}?",
               "is {dunlin|it|this} {open source|free|free software|open|commercial|proprietary|mit}?", "can I use {dunlin|it|this} {at work|commercially|in a product|for free|in my company}?",
@@ -147,12 +147,12 @@ TOPICS = (
               "{thanks|thank you|thx|many thanks|cheers|thanks a lot|thank you very much|thank you so much|much appreciated}{|!|.| dunlin| friend}", "{great|good|nice|perfect|cool|ok|okay|well done|good job|that helps}{|!|, thanks|, thank you}")),
     Topic("bye", "Goodbye.", (
               "{bye|goodbye|good bye|see you|see you later|good night|farewell|so long|bye bye|until tomorrow|that is all|that's all|I am done}{|!|.| dunlin| for now| friend}", "{thanks|ok|great}, {bye|goodbye|see you|that is all}{|!|.}")),
-    Topic("everything", "dunlin turns a Linux box into an AI node that behaves predictably. It is one static program: no "
-          "Python, no container engine, no cloud. `dunlin up` starts a model, a server and a dashboard. `dunlin run` "
-          "chats in the terminal. `dunlin serve` answers the OpenAI API at /v1 and gives metrics at /metrics. "
-          "`dunlin doctor` says what the machine is and what slows it, `dunlin tune` sets it up for serving, and "
-          "`dunlin bench` measures what that gained. `dunlin quantize` makes models smaller. `dunlin bundle` signs them, "
-          "and `dunlin fleet` ships them to many devices, with rollouts that undo themselves. For real work, load a real "
+    Topic("everything", "dunlin turns a Linux machine into a server of language models: one program, no Python, no GPU, no "
+          "cloud. `dunlin up` starts this demo model, a server and a chat page. `dunlin run MODEL.gguf` chats in the "
+          "terminal. `dunlin serve MODEL.gguf` answers the OpenAI API at /v1, says at /health whether it is ready, and "
+          "gives metrics at /metrics. `dunlin inspect MODEL.gguf` shows what a file holds and the memory it takes. dunlin "
+          "packs the weights once into the layout that the processor's instructions want, keeps them in a cache folder, "
+          "and answers many requests at once. When nobody asks anything, it computes nothing. For real work, load a real "
           "model with `dunlin serve MODEL.gguf`.", (
               "{tell me|explain|say|describe|write|show} {me|} {everything|all you know|all|a lot|at length} about dunlin{|.| please}", "{explain|describe|present} dunlin {in detail|at length|in depth|fully|in full|thoroughly}{|.| please}",
               "give me {a long|a detailed|the long|the full|a complete|the whole} {answer|description|explanation|story|overview} {about|of} dunlin.",

@@ -276,6 +276,10 @@ WRAPPERS = (
     "{} - what should I do?", "{}\nWhat is wrong here?", "{}\nWhat should I do?", "What is wrong here?\n{}",
     "Read this:\n{}", "and this one? {}", "now this: {}", "next: {}", "{} ok?", "Tell me what is wrong: {}",
 )
+WHAT_IS_WRONG = (
+    "What is wrong here?", "what is wrong?", "What's wrong with it?", "Is this device ok?", "What is the matter?",
+    "diagnose it", "what should I do about it?", "is it healthy?", "What is its state?",
+)
 EACH_READING = (
     "Check every reading.", "Check each reading.", "Go through the readings.", "Which readings are bad?", "each reading?",
     "reading by reading", "Which readings are ok?", "Look at every reading.", "List the readings.", "Judge each reading.",

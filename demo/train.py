@@ -1,16 +1,16 @@
 """Trains the demo model from nothing and writes it as a GGUF file.
 
-    python train.py            # 20 to 40 minutes on two cores; a killed run resumes from its checkpoint
+    python train.py            # under an hour on two cores; a killed run resumes from its checkpoint
 
 Everything random is drawn from SEED.
 """
 
 import argparse
-import itertools
 import queue
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -29,26 +29,28 @@ SEED = 2026
 HERE = Path(__file__).parent
 WORK = HERE.parent / "target" / "demo"
 
-# The lessons: steps, rows of a batch, tokens of a row, how many readings a line of telemetry may have, and what
-# conversations are about. Short lines are quick to learn from; the long rows at the end teach long conversations.
-# In each round the rate warms up and decays to zero. The first teaches copying and thresholds, the second whole answers.
-ROUNDS = (
-    (
-        (400, 32, 64, 3, FIRST_SUBJECTS),
-        (200, 32, 128, 7, FIRST_SUBJECTS),
-        (400, 32, 128, 7, ALL_SUBJECTS),
-        (120, 16, 256, 7, ALL_SUBJECTS),
-        (30, 8, 640, 7, ALL_SUBJECTS),
-    ),
-    (
-        (750, 32, 128, 7, ALL_SUBJECTS),
-        (350, 16, 256, 7, ALL_SUBJECTS),
-        (60, 8, 640, 7, ALL_SUBJECTS),
-    ),
+
+
+@dataclass(frozen=True)
+class Lesson:
+    steps: int
+    readings_max: int  # of a line of telemetry
+    shares: dict[str, int]  # what conversations are about
+    long_every: int | None = None  # every so many steps the rows are long
+
+
+# Short lines about few things are quick to learn from. A conversation that does not fit into a row is left out, so long
+# rows are what teaches long conversations.
+LESSONS = (
+    Lesson(500, 3, FIRST_SUBJECTS),
+    Lesson(700, 7, FIRST_SUBJECTS),
+    Lesson(1450, 7, ALL_SUBJECTS, long_every=6),
 )
-ROUND_STEPS = tuple(sum(steps for steps, *_ in lessons) for lessons in ROUNDS)
-STEPS = sum(ROUND_STEPS)
-WARMUP_STEPS = 60
+ROWS = (16, 256)  # and tokens of a row
+LONG_ROWS = (8, 640)
+STEPS = sum(lesson.steps for lesson in LESSONS)
+# The rate warms up, stays, and falls to zero.
+WARMUP_STEPS, DECAY_STEPS = 60, 1500
 MATRIX_RATE, OTHER_RATE = 0.02, 0.003
 MOMENTUM, BETAS, DECAY = 0.95, (0.9, 0.98), 0.01
 TOKENIZER_CONVERSATIONS = 4000
@@ -124,7 +126,10 @@ def prefetched(corpus: Corpus, words: Tokenizer, steps: range) -> Iterator[tuple
 def batch_of(corpus: Corpus, words: Tokenizer, step: int) -> dict[str, np.ndarray]:
     """Packed rows for one step. `segments` numbers the conversations of a row; `learn` marks the answers' tokens."""
     rng = Random(f"{SEED} {step}")
-    rows, length, corpus.readings_max, corpus.shares = lesson(step)
+    lesson, step_of_lesson = lesson_at(step)
+    corpus.readings_max, corpus.shares = lesson.readings_max, lesson.shares
+    long = lesson.long_every is not None and (step_of_lesson + 1) % lesson.long_every == 0
+    rows, length = LONG_ROWS if long else ROWS
     tokens = np.zeros((rows, length + 1), np.int32)
     segments = np.full((rows, length + 1), -1, np.int32)
     learn = np.zeros((rows, length + 1), np.float32)
@@ -147,21 +152,18 @@ def batch_of(corpus: Corpus, words: Tokenizer, step: int) -> dict[str, np.ndarra
     }
 
 
-def lesson(step: int) -> tuple[int, int, int, dict[str, int]]:
-    for steps, *shape in itertools.chain(*ROUNDS):
-        if step < steps:
-            return tuple(shape)
-        step -= steps
+def lesson_at(step: int) -> tuple[Lesson, int]:
+    """The lesson that a step belongs to, and the step's number in it."""
+    for lesson in LESSONS:
+        if step < lesson.steps:
+            return lesson, step
+        step -= lesson.steps
     raise ValueError("a step after the last lesson")
 
 
 def rate_of(step: int) -> float:
-    """The share of the full rate: linear warm-up, then linear decay to zero at the end of the round."""
-    for steps in ROUND_STEPS:
-        if step < steps:
-            return min((step + 1) / WARMUP_STEPS, (steps - step) / (steps - WARMUP_STEPS))
-        step -= steps
-    raise ValueError("a step after the last round")
+    """The share of the full rate."""
+    return min((step + 1) / WARMUP_STEPS, 1.0, (STEPS - step) / DECAY_STEPS)
 
 
 def marked(words: Tokenizer, turns: list[tuple[str, str]]) -> tuple[list[int], list[int]]:
