@@ -82,7 +82,8 @@ unsafe fn four_cells<C: Cells, const U: usize, const Q: usize>(
         });
         for pair in 0..2 {
             for q in 0..Q {
-                let rows = [0, 1].map(|i| C::load(cells, first + 2 * pair + i, quad + q));
+                let cell = first + 2 * pair;
+                let rows = [C::load(cells, cell, quad + q), C::load(cells, cell + 1, quad + q)];
                 for t in 0..U {
                     dots[t][q] = smmla(dots[t][q], rows[t % 2], x[t][pair]);
                 }

@@ -234,7 +234,8 @@ unsafe fn many_tokens<D: Dot, L: Strip, const T: usize, const Q: usize>(args: &T
             }
             let pairs;
             let scales = if D::Unpacked::PAIRED {
-                pairs = row_pairs(&scales);
+                let ([scale, scale_odd], [min, min_odd]) = (row_pairs(&scales.0), row_pairs(&scales.1));
+                pairs = [(scale, min), (scale_odd, min_odd)];
                 [&pairs[0], &pairs[1]]
             } else {
                 [&scales; 2]
@@ -253,18 +254,25 @@ unsafe fn many_tokens<D: Dot, L: Strip, const T: usize, const Q: usize>(args: &T
 /// Scales and minimums of a group: per half, 4 registers for 16 rows.
 pub(in crate::arch::aarch64) type Scales = [[float32x4_t; 4]; 2];
 
-/// Scales and minimums of rows 0, 0, 1 and 1 of each four, and of rows 2, 2, 3 and 3.
+/// Scales of rows 0, 0, 1 and 1 of each four, and of rows 2, 2, 3 and 3.
 ///
 /// # Safety
 /// The caller has NEON.
 #[inline(always)]
-unsafe fn row_pairs((scale, min): &(Scales, Scales)) -> [(Scales, Scales); 2] {
-    // SAFETY: register arithmetic; the caller has the feature.
-    unsafe {
-        let first = |s: &Scales| s.map(|half| half.map(|four| vzip1q_f32(four, four)));
-        let second = |s: &Scales| s.map(|half| half.map(|four| vzip2q_f32(four, four)));
-        [(first(scale), first(min)), (second(scale), second(min))]
+unsafe fn row_pairs(scales: &Scales) -> [Scales; 2] {
+    // Loops, because the compiler does not always inline `map` of an array of arrays.
+    let mut pairs = [*scales; 2];
+    for h in 0..2 {
+        for quad in 0..4 {
+            let four = scales[h][quad];
+            // SAFETY: register arithmetic; the caller has the feature.
+            unsafe {
+                pairs[0][h][quad] = vzip1q_f32(four, four);
+                pairs[1][h][quad] = vzip2q_f32(four, four);
+            }
+        }
     }
+    pairs
 }
 
 /// Turns sums of pairs of rows and tokens into sums of four rows of a token.
@@ -318,12 +326,12 @@ unsafe fn group<D: Dot, L: Strip, C: Cells, const T: usize, const U: usize, cons
         for quad in (0..4).step_by(Q) {
             if L::HALVES {
                 let dots = D::dot::<C, U, Q, 0, 4>(cells, quad, x, start(3));
-                accumulate::<L, U, Q>(dots, d, floats(5), quad, scales.map(|s| [&s.0[0], &s.1[0]]), acc);
+                accumulate::<L, U, Q, 0>(dots, d, floats(5), quad, scales, acc);
                 let dots = D::dot::<C, U, Q, 4, 4>(cells, quad, x, start(4));
-                accumulate::<L, U, Q>(dots, d, floats(6), quad, scales.map(|s| [&s.0[1], &s.1[1]]), acc);
+                accumulate::<L, U, Q, 1>(dots, d, floats(6), quad, scales, acc);
             } else {
                 let dots = D::dot::<C, U, Q, 0, 8>(cells, quad, x, start(2));
-                accumulate::<L, U, Q>(dots, d, floats(1), quad, scales.map(|s| [&s.0[0], &s.1[0]]), acc);
+                accumulate::<L, U, Q, 0>(dots, d, floats(1), quad, scales, acc);
             }
         }
     }
@@ -334,19 +342,21 @@ unsafe fn group<D: Dot, L: Strip, C: Cells, const T: usize, const U: usize, cons
 /// that.
 const MAGIC: f32 = 12_582_912.0;
 
+/// Adds the sums of half `H` of a group, or of all of it.
+///
 /// # Safety
 /// `quad + Q <= 4`; the caller has NEON.
 #[inline(always)]
-unsafe fn accumulate<L: Strip, const U: usize, const Q: usize>(
+unsafe fn accumulate<L: Strip, const U: usize, const Q: usize, const H: usize>(
     dots: [[int32x4_t; Q]; U],
     d: [float32x4_t; U],
     d_sum: [float32x4_t; U],
     quad: usize,
-    scales: [[&[float32x4_t; 4]; 2]; 2],
+    scales: [&(Scales, Scales); 2],
     acc: &mut [[float32x4_t; 4]; U],
 ) {
     for t in 0..U {
-        let [scale, min] = scales[t % 2];
+        let (scale, min) = (&scales[t % 2].0[H], &scales[t % 2].1[H]);
         for q in 0..Q {
             // SAFETY: register arithmetic; the caller has the feature.
             unsafe {
