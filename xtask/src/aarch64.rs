@@ -76,10 +76,14 @@ const PACKAGES: [&str; 6] = [
     "qemu-user-static",
 ];
 
-/// Processors to emulate and the instruction sets that the tests must run on there: the Raspberry Pi 5's, and an Armv8.0
-/// one without dot products.
-const PROCESSORS: [(&str, &[&str]); 2] =
-    [("cortex-a76", &["scalar", "neon", "neon-dotprod"]), ("cortex-a53", &["scalar", "neon"])];
+/// Processors to emulate and the instruction sets that the tests must run on there: the Raspberry Pi 5's, an Armv8.0 one
+/// without dot products, and whatever the emulator can do, since Debian's knows no processor by name that has matrix
+/// instructions.
+const PROCESSORS: [(&str, &[&str]); 3] = [
+    ("cortex-a76", &["scalar", "neon", "neon-dotprod"]),
+    ("cortex-a53", &["scalar", "neon"]),
+    ("max", &["scalar", "neon", "neon-dotprod", "neon-i8mm"]),
+];
 
 /// Tests the kernels on every emulated processor. Skips where the tools cannot be had; fails where a test fails or an
 /// instruction set that a processor has was not tested.

@@ -24,6 +24,8 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Aarch64(aarch64::Args),
+    #[command(hide = true)]
+    Busy(peers::busy::Args),
     Conformance(conformance::Args),
     #[command(hide = true)]
     EngineBench(peers::engine_bench::Args),
@@ -35,6 +37,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Aarch64(args) => aarch64::run(&args),
+        Command::Busy(args) => peers::busy::run(&args),
         Command::Conformance(args) => conformance::run(&args),
         Command::EngineBench(args) => peers::engine_bench::run(&args),
         Command::Peers(args) => peers::run(&args),

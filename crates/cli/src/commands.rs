@@ -2,6 +2,7 @@
 
 mod completions;
 mod inspect;
+mod pack;
 mod run;
 mod serve;
 mod up;
@@ -27,6 +28,7 @@ Examples:
   dunlin run model.gguf                       talk to a model in the terminal
   dunlin serve model.gguf --port 8000         an OpenAI-compatible server
   dunlin inspect model.gguf                   what a model is, and whether it fits this machine
+  dunlin pack model.gguf                      packs its weights ahead of the first start
 
 What a command answers goes to standard output, what it says about its work to standard error.
 
@@ -41,6 +43,7 @@ pub(crate) enum Command {
     Serve(serve::ServeArgs),
     Run(run::RunArgs),
     Inspect(inspect::InspectArgs),
+    Pack(pack::PackArgs),
     Completions(completions::CompletionsArgs),
 }
 
@@ -50,6 +53,7 @@ pub(crate) fn run(command: Command) -> Result<(), CliError> {
         Command::Serve(args) => serve::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Pack(args) => pack::run(&args),
         Command::Completions(args) => completions::run(&args),
     }
 }

@@ -3,14 +3,15 @@
 use crate::defaults;
 use crate::error::{CliError, Kind, supported_isas};
 use crate::machine::{self, Memory};
+use crate::pinning;
 use crate::progress::PackingBar;
 use crate::source::Source;
 use crate::talk;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use engine::gguf::Gguf;
-use engine::model::{Outline, Progress, packed};
-use engine::{Engine, EngineConfig, Isa, Model, OpenOptions, Pool};
+use engine::model::{Listener, News, Outline, Packing, Progress};
+use engine::{Engine, EngineConfig, Isa, KvFormat, Model, OpenOptions, Pool};
 use std::env;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,13 +21,22 @@ use stdx::units::Bytes;
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Computing")]
 pub(crate) struct LoadArgs {
-    /// Threads that compute [default: the physical cores this process may use]
+    /// Threads that compute [default: the fast cores this process may use, within its CPU quota]
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+
+    /// Keep each of these threads on a processor of its own, which helps where nothing else computes and hurts where
+    /// something does
+    #[arg(long)]
+    pin: bool,
 
     /// Tokens that one conversation may hold, prompt and answer together [default: the model's, at most 4096]
     #[arg(long, short, value_name = "TOKENS")]
     ctx_size: Option<usize>,
+
+    /// How keys and values are kept: `q8_0` takes half the memory of `f16`, and less time in long conversations
+    #[arg(long, value_name = "FORMAT", default_value_t, value_parser = kv_format_parser())]
+    kv_format: KvFormat,
 
     /// Instruction set to use [default: the fastest of this processor]
     #[arg(long, value_name = "SET", value_parser = isa_parser())]
@@ -46,8 +56,13 @@ pub(crate) struct LoadArgs {
     no_memory_check: bool,
 }
 
-fn isa_parser() -> impl TypedValueParser<Value = Isa> {
+pub(crate) fn isa_parser() -> impl TypedValueParser<Value = Isa> {
     PossibleValuesParser::new(Isa::ALL.map(Isa::name)).map(|name| name.parse().expect("one of the names"))
+}
+
+fn kv_format_parser() -> impl TypedValueParser<Value = KvFormat> {
+    PossibleValuesParser::new(KvFormat::ALL.map(KvFormat::name))
+        .map(|name| name.parse().expect("one of the names"))
 }
 
 /// What the arguments mean for a model: everything is known, nothing is loaded.
@@ -56,6 +71,8 @@ pub(crate) struct Plan {
     gguf: Gguf,
     pub(crate) isa: Isa,
     pub(crate) threads: usize,
+    /// Where each thread is kept.
+    pins: Option<Vec<usize>>,
     pub(crate) config: EngineConfig,
     cache: Option<PathBuf>,
 }
@@ -71,17 +88,26 @@ impl LoadArgs {
         let gguf = source.open()?;
         let outline = Outline::read(&gguf)?;
         let context_tokens = self.context_tokens(&outline)?;
-        let config = EngineConfig { context_tokens, ..config };
+        let config = EngineConfig { context_tokens, kv_format: self.kv_format, ..config };
         let needs = Needs::new(&outline, &config);
         if !self.no_memory_check
             && let Some(memory) = machine::memory()
         {
             needs.check(&outline, &config, memory)?;
         }
-        let threads = self.threads.map_or_else(machine::threads, usize::from);
+        let threads = self.threads();
+        let pins = if self.pin { Some(pinning::choose(threads)?) } else { None };
         let cache = if self.no_cache { None } else { self.cache_dir.clone().or_else(cache_dir) };
-        let cache = cache.map(|folder| folder.join("packed"));
-        Ok(Plan { source, gguf, isa, threads, config, cache })
+        let cache = cache.map(packed_folder);
+        Ok(Plan { source, gguf, isa, threads, pins, config, cache })
+    }
+
+    fn threads(&self) -> usize {
+        let Some(threads) = self.threads.map(usize::from) else { return machine::threads() };
+        if let Some(warning) = machine::cpu_quota().and_then(|quota| over_quota(threads, quota)) {
+            talk::say(format_args!("warning: {warning}"));
+        }
+        threads
     }
 
     fn context_tokens(&self, outline: &Outline) -> Result<usize, CliError> {
@@ -100,8 +126,24 @@ impl LoadArgs {
     }
 }
 
+/// Where packed files lie in the folder that the user knows.
+pub(crate) fn packed_folder(cache: PathBuf) -> PathBuf {
+    cache.join("packed")
+}
+
+/// What comes of more threads than a quota of `quota` processors keeps running; one there must be.
+fn over_quota(threads: usize, quota: f64) -> Option<String> {
+    let within = (quota as usize).max(1);
+    (threads > within).then(|| {
+        format!(
+            "{threads} threads share a CPU quota of {quota:.2} processors: whenever it is used up, the system stops \
+             them all for the rest of its period, and answers come in bursts; --threads {within} avoids that"
+        )
+    })
+}
+
 /// `$DUNLIN_CACHE_DIR`, else the XDG base directory's folder for this program.
-fn cache_dir() -> Option<PathBuf> {
+pub(crate) fn cache_dir() -> Option<PathBuf> {
     let folder = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     folder("DUNLIN_CACHE_DIR")
         .or_else(|| Some(folder("XDG_CACHE_HOME").filter(|path| path.is_absolute())?.join("dunlin")))
@@ -117,7 +159,8 @@ struct Needs {
 
 impl Needs {
     fn new(outline: &Outline, config: &EngineConfig) -> Self {
-        let kv_bytes = outline.kv_bytes(config.context_tokens).saturating_mul(config.parallel as u64);
+        let kv_bytes =
+            outline.kv_bytes(config.kv_format, config.context_tokens).saturating_mul(config.parallel as u64);
         Self { weight_bytes: outline.packed_bytes, kv_bytes }
     }
 
@@ -141,7 +184,7 @@ impl Needs {
             memory.limited_by,
             Bytes(available),
         );
-        let hint = match fitting_context(outline, available) {
+        let hint = match fitting_context(outline, config, available) {
             Some(tokens) if tokens >= config.context_tokens => {
                 format!(
                     "fewer conversations at once would fit: --parallel 1 --ctx-size {}",
@@ -158,7 +201,10 @@ impl Needs {
             }
             None => format!(
                 "the weights alone are too large; a smaller quantization or model of at most {} would fit",
-                Bytes(available.saturating_sub(defaults::WORKING_BYTES + outline.kv_bytes(1024)))
+                Bytes(
+                    available
+                        .saturating_sub(defaults::WORKING_BYTES + outline.kv_bytes(config.kv_format, 1024))
+                )
             ),
         };
         let hint = format!("{hint}; --no-memory-check loads it anyway");
@@ -167,9 +213,9 @@ impl Needs {
 }
 
 /// The largest round context of one conversation that fits beside the weights; `None` below 256 tokens.
-fn fitting_context(outline: &Outline, available: u64) -> Option<usize> {
+fn fitting_context(outline: &Outline, config: &EngineConfig, available: u64) -> Option<usize> {
     let left = available.checked_sub(outline.packed_bytes.saturating_add(defaults::WORKING_BYTES))?;
-    let round = |&tokens: &usize| outline.kv_bytes(tokens) <= left;
+    let round = |&tokens: &usize| outline.kv_bytes(config.kv_format, tokens) <= left;
     (8..=20).rev().map(|power| 1 << power).filter(|&tokens| tokens <= outline.context_tokens).find(round)
 }
 
@@ -188,10 +234,12 @@ impl Plan {
     }
 
     /// Packs or maps the weights and starts the engine. `progress` hears which part of the packing is done, 0 to 1,
-    /// where weights must be packed.
-    pub(crate) fn load(self, progress: &mut dyn FnMut(f64)) -> Result<Engine, CliError> {
-        let options = OpenOptions { isa: self.isa, cache: self.cache, ..OpenOptions::default() };
-        let pool = Pool::new(self.threads);
+    /// where weights must be packed before that.
+    pub(crate) fn load(self, packing: Packing, progress: &mut dyn FnMut(f64)) -> Result<Engine, CliError> {
+        let listener = Listener::new(tell);
+        let options =
+            OpenOptions { isa: self.isa, cache: self.cache, packing, listener, ..OpenOptions::default() };
+        let pool = self.pins.map_or_else(|| Pool::new(self.threads), pinning::pool);
         let mut bar = PackingBar::new();
         let mut report = |packing: Progress| {
             bar.update(packing);
@@ -199,12 +247,6 @@ impl Plan {
         };
         let model = Model::from_gguf(self.gguf, &options, &pool, &mut report)?;
         drop(bar);
-        if let packed::Outcome::MemoryInstead { path, error } = model.packing() {
-            talk::say(format_args!(
-                "warning: packed weights are kept in memory only, so the next start takes as long: cannot write {}: {error}",
-                path.display()
-            ));
-        }
         if model.tokenizer().is_none() {
             let message =
                 format!("{} has no vocabulary, so it cannot read or write text", self.source.name());
@@ -212,6 +254,25 @@ impl Plan {
                 .with_hint("convert the model again together with its tokenizer"));
         }
         Ok(Engine::start(Arc::new(model), pool, self.config))
+    }
+}
+
+/// Says what happens to the weights.
+fn tell(news: News<'_>) {
+    match news {
+        News::Started { path } => talk::say(format_args!(
+            "packing weights into {} in the background; answers are slower until that is done",
+            path.display()
+        )),
+        News::Done { .. } => talk::say("the weights are packed"),
+        News::Damaged { path, fault } => talk::say(format_args!(
+            "warning: the packed file {} is damaged and will be made anew: {fault}",
+            path.display()
+        )),
+        News::InMemory { path, error } => talk::say(format_args!(
+            "warning: packed weights are kept in memory only, so the next start takes as long: cannot write {}: {error}",
+            path.display()
+        )),
     }
 }
 
@@ -251,17 +312,30 @@ mod tests {
     fn packing_tells_how_far_it_is() {
         let args = LoadArgs {
             threads: Some(1),
+            pin: false,
             ctx_size: Some(64),
             isa: None,
+            kv_format: KvFormat::default(),
             cache_dir: None,
             no_cache: true,
             no_memory_check: true,
         };
         let plan = args.plan(Source::Demo, EngineConfig::default()).unwrap();
         let mut parts = Vec::new();
-        plan.load(&mut |part| parts.push(part)).unwrap();
+        plan.load(Packing::First, &mut |part| parts.push(part)).unwrap();
         assert_eq!((parts.first(), parts.last()), (Some(&0.0), Some(&1.0)));
         assert!(parts.len() > 2 && parts.is_sorted(), "{parts:?}");
+    }
+
+    #[test]
+    fn more_threads_than_the_quota_are_warned_of() {
+        assert_eq!(over_quota(1, 0.5), None);
+        assert_eq!(over_quota(2, 2.5), None);
+        let warning = over_quota(2, 1.5).unwrap();
+        assert!(
+            warning.contains("CPU quota of 1.50 processors") && warning.contains("--threads 1"),
+            "{warning}"
+        );
     }
 
     #[test]

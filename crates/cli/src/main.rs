@@ -6,6 +6,7 @@ mod defaults;
 mod error;
 mod loading;
 mod machine;
+mod pinning;
 mod progress;
 mod serving;
 mod source;

@@ -13,6 +13,7 @@ use crate::source::Source;
 use crate::talk;
 use clap::Args;
 use engine::EngineConfig;
+use engine::model::Packing;
 use serve::{Card, Config, EngineBackend, Server};
 use signals::Signals;
 use std::fs;
@@ -145,7 +146,7 @@ fn load_aside(
         let began = Instant::now();
         let source = plan.source.clone();
         talk::say(format_args!("loading {}", plan.describe()));
-        match plan.load(&mut |part| server.loading(part)) {
+        match plan.load(Packing::Background, &mut |part| server.loading(part)) {
             Ok(engine) => {
                 let card = args.card(&source, engine.model().name());
                 talk::say(format_args!("ready after {} ms as '{}'", began.elapsed().as_millis(), card.id));

@@ -15,12 +15,7 @@ pub struct KvCache {
 
 impl KvCache {
     /// A cache for `tokens` positions, rounded up to whole pages.
-    pub fn new(model: &Model, tokens: usize) -> Self {
-        Self::with_format(model, KvFormat::default(), tokens)
-    }
-
-    /// As [`KvCache::new`], with elements of another format than the usual halves.
-    pub fn with_format(model: &Model, format: KvFormat, tokens: usize) -> Self {
+    pub fn new(model: &Model, format: KvFormat, tokens: usize) -> Self {
         let pages = tokens.div_ceil(PAGE).max(1);
         let shape = model.kv_shape(format, pages);
         Self {

@@ -1,11 +1,12 @@
 //! A loaded model and the thread that generates with it.
 
-use crate::model::Model;
+use crate::model::{Model, Progress};
 use crate::request::{Refused, Request, Sink, Stats, Ticket};
 use crate::sampler;
 use crate::scheduler::{Pending, Scheduler};
 use crate::tokenizer::Tokenizer;
 use kernels::Pool;
+use kernels::attention::KvFormat;
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -19,6 +20,8 @@ pub struct EngineConfig {
     pub context_tokens: usize,
     /// Requests that compute at once; each can hold a whole context.
     pub parallel: usize,
+    /// How keys and values are kept.
+    pub kv_format: KvFormat,
     /// Requests that may wait for a slot.
     pub waiting_max: usize,
     /// Prompt tokens in a step while nobody is generating.
@@ -32,6 +35,7 @@ impl Default for EngineConfig {
         Self {
             context_tokens: 4096,
             parallel: 4,
+            kv_format: KvFormat::default(),
             waiting_max: 256,
             prefill_tokens_max: 512,
             prefill_tokens_beside_decode_max: 96,
@@ -83,6 +87,7 @@ impl Engine {
         let thread = {
             let (model, config, inbox) = (Arc::clone(&model), config.clone(), Arc::clone(&inbox));
             let run = move || {
+                pool.enter();
                 let tokenizer = model.tokenizer().expect("checked by the caller");
                 Scheduler::new(&model, tokenizer, &pool, &config, &inbox).run();
             };
@@ -151,14 +156,22 @@ impl Engine {
     }
 
     pub fn stats(&self) -> Stats {
+        let Progress { packed_bytes, total_bytes } = self.model.packed();
         let state = self.inbox.lock();
-        Stats { requests_waiting: state.waiting.len(), ..state.stats }
+        Stats {
+            requests_waiting: state.waiting.len(),
+            weights_packed_bytes: packed_bytes,
+            weights_bytes: total_bytes,
+            ..state.stats
+        }
     }
 
-    /// Accepts nothing more, cancels what is unfinished and ends the thread before its next step.
+    /// Accepts nothing more, cancels what is unfinished and ends the thread before its next step. Ends packing in the
+    /// background and waits until what it had begun is removed.
     pub fn shut_down(&self) {
         self.inbox.lock().stopping = true;
         self.inbox.arrived.notify_one();
+        self.model.stop_packing();
     }
 }
 

@@ -4,7 +4,9 @@
 //! the file. A file is hostile until read: opening one never panics and never allocates more than a small multiple of
 //! its size. Nothing is copied but tensor names; vocabularies and weights are views into the mapped file.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::mmap::Map;
 
@@ -51,6 +53,18 @@ impl Bytes {
             Bytes::Owned(bytes) => bytes,
             Bytes::Static(bytes) => bytes,
         }
+    }
+}
+
+/// One of a model's files; keeps the model open.
+pub(crate) struct FileBytes {
+    gguf: Arc<Gguf>,
+    part: usize,
+}
+
+impl AsRef<[u8]> for FileBytes {
+    fn as_ref(&self) -> &[u8] {
+        self.gguf.files[self.part].as_slice()
     }
 }
 
@@ -270,6 +284,12 @@ impl Gguf {
     /// If `info` is from another model that is larger.
     pub fn data(&self, info: &TensorInfo) -> &[u8] {
         &self.files[info.part].as_slice()[info.start..info.start + info.len]
+    }
+
+    /// The file that holds the data of one of this model's tensors, and where it lies there.
+    pub(crate) fn file_of(self: &Arc<Self>, info: &TensorInfo) -> (FileBytes, Range<usize>) {
+        let file = FileBytes { gguf: Arc::clone(self), part: info.part };
+        (file, info.start..info.start + info.len)
     }
 }
 

@@ -1,7 +1,7 @@
-//! A model on this machine: its configuration, its packed weights, and the way from tokens to logits.
+//! A model on this machine: its configuration, its weights, and the way from tokens to logits.
 //!
-//! [`Model::open`] reads a GGUF file, checks that it is a whole model of a known family, and packs its weights for the
-//! instruction set in use (see [`packed`]). [`Model::forward`] computes one step of a batch. What it refuses to do:
+//! [`Model::open`] reads a GGUF file, checks that it is a whole model of a known family, and maps or packs its weights for
+//! the instruction set in use (see [`packed`]). [`Forward::step`] computes one step of a batch. What it refuses to do:
 //! choose tokens (that is `sampler`), decide who runs (`scheduler`), read the environment or print.
 
 mod config;
@@ -9,10 +9,12 @@ pub mod families;
 mod forward;
 mod outline;
 pub mod packed;
+mod store;
 mod weights;
 
 pub use forward::{Batch, Forward, SequenceStep};
 pub use outline::Outline;
+pub use store::{Listener, News, Outcome};
 
 use crate::gguf::{Gguf, GgufError};
 use crate::request::TokenId;
@@ -22,7 +24,8 @@ use config::Config;
 use kernels::attention::{KvFormat, KvShape};
 use kernels::{Format, Isa, Pool};
 use std::path::{Path, PathBuf};
-use weights::Weights;
+use std::sync::Arc;
+use store::Store;
 
 /// Why a model cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +76,20 @@ pub struct OpenOptions {
     pub memory_packed_bytes_max: u64,
     /// Refuse a model whose weights take more than this.
     pub memory_bytes_max: Option<u64>,
+    /// When to make a packed file that is wanted and not there.
+    pub packing: Packing,
+    /// Who is told what happens to the weights.
+    pub listener: Listener,
+}
+
+/// When a packed file is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Packing {
+    /// Before the model is open.
+    #[default]
+    First,
+    /// While the model computes, several times slower meanwhile, with the weights as they lie in its file.
+    Background,
 }
 
 impl Default for OpenOptions {
@@ -82,11 +99,13 @@ impl Default for OpenOptions {
             cache: None,
             memory_packed_bytes_max: packed::MEMORY_BYTES_MAX,
             memory_bytes_max: None,
+            packing: Packing::default(),
+            listener: Listener::default(),
         }
     }
 }
 
-/// What [`Model::open`] is doing.
+/// How much of the weights is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     pub packed_bytes: u64,
@@ -96,17 +115,18 @@ pub struct Progress {
 /// A model that is ready to compute.
 #[derive(Debug)]
 pub struct Model {
-    gguf: Gguf,
+    gguf: Arc<Gguf>,
     config: Config,
-    weights: Weights,
+    store: Store,
     isa: Isa,
     tokenizer: Option<Tokenizer>,
     template: Option<Result<ChatTemplate, TemplateError>>,
-    packing: packed::Outcome,
 }
 
 impl Model {
-    /// Opens the model at `path` (any part of a split one).
+    /// Opens the model at `path` (any part of a split one). `progress` hears of what is packed before this returns.
+    ///
+    /// A packed file that is there is verified while the first step computes; see [`Forward::step`].
     ///
     /// # Errors
     /// If the file is damaged, not a model, or of a kind that is not known; see [`ModelError`].
@@ -142,9 +162,9 @@ impl Model {
         {
             return Err(ModelError::OutOfMemory { needed_bytes, available_bytes });
         }
-        let (matrices, packing) = packed::prepare(&gguf, &plan, options, pool, progress);
-        let weights = weights::assemble(&gguf, &config, &plan, matrices)?;
-        Ok(Model { gguf, config, weights, isa: options.isa, tokenizer, template, packing })
+        let gguf = Arc::new(gguf);
+        let store = Store::open(&gguf, config.clone(), plan, options, pool, progress)?;
+        Ok(Model { gguf, config, store, isa: options.isa, tokenizer, template })
     }
 
     pub fn gguf(&self) -> &Gguf {
@@ -201,14 +221,35 @@ impl Model {
         self.gguf.tensors().iter().map(|t| t.elements()).sum()
     }
 
-    /// How the packed weights came about.
-    pub fn packing(&self) -> &packed::Outcome {
-        &self.packing
+    /// Where the weights are now.
+    pub fn packing(&self) -> Outcome {
+        self.store.outcome()
     }
 
-    /// Bytes of weights that one generated token reads.
+    /// How much of the weights is packed: all of it, but where a packed file is being made in the background.
+    pub fn packed(&self) -> Progress {
+        self.store.progress()
+    }
+
+    /// Waits until nothing is verified or packed in the background any more.
+    pub fn settle(&self) {
+        self.store.settle();
+    }
+
+    /// Ends packing in the background for good. What was begun is removed; the model computes on as it did.
+    pub fn stop_packing(&self) {
+        self.store.stop_packing();
+    }
+
+    /// Bytes of weights that one generated token reads, once they are packed.
     pub fn bytes_per_token(&self) -> u64 {
-        self.weights.bytes_per_token()
+        self.store.progress().total_bytes
+    }
+
+    /// Multiply-adds with weights that one token of a prompt takes: those of all layers. The output matrix, which only the
+    /// last token needs, and attention are not counted.
+    pub fn prompt_macs_per_token(&self) -> u64 {
+        weights::layer_weights(&self.config)
     }
 
     /// The shape of a key-value cache of `pages` pages for this model.
@@ -221,8 +262,8 @@ impl Model {
     }
 
     /// Bytes of key-value cache for `tokens` tokens of one sequence.
-    pub fn kv_bytes(&self, tokens: usize) -> u64 {
-        kv_bytes(self.config.layers, self.config.kv_heads, self.config.head_dim, tokens)
+    pub fn kv_bytes(&self, format: KvFormat, tokens: usize) -> u64 {
+        kv_bytes(self.config.layers, self.kv_shape(format, 1), tokens)
     }
 
     /// The first of `ids` that is outside of the vocabulary.
@@ -231,9 +272,9 @@ impl Model {
     }
 }
 
-fn kv_bytes(layers: usize, heads: usize, head_dim: usize, tokens: usize) -> u64 {
-    let page_bytes = KvShape { format: KvFormat::F16, pages: 1, heads, head_dim }.page_bytes() as u64;
-    (tokens.div_ceil(kernels::attention::PAGE) as u64).saturating_mul(page_bytes * layers as u64)
+fn kv_bytes(layers: usize, shape: KvShape, tokens: usize) -> u64 {
+    let pages = tokens.div_ceil(kernels::attention::PAGE) as u64;
+    pages.saturating_mul(shape.page_bytes() as u64 * layers as u64)
 }
 
 /// Where the file has a vocabulary that text can be made of. "no_vocab" and "test" are what ggml's tools write for files

@@ -198,6 +198,9 @@ pub struct Stats {
     pub kv_tokens_used: usize,
     pub kv_tokens_capacity: usize,
     pub kv_bytes_capacity: u64,
+    /// How much of the weights is in the layout of the kernels; less than all while they are packed in the background.
+    pub weights_packed_bytes: u64,
+    pub weights_bytes: u64,
     pub prompt_tokens_total: u64,
     pub generation_tokens_total: u64,
     /// Forward passes so far.

@@ -109,7 +109,8 @@ impl<'a> Scheduler<'a> {
         inbox: &'a Inbox,
     ) -> Self {
         let page = kernels::attention::PAGE;
-        let cache = KvCache::new(model, config.context_tokens.next_multiple_of(page) * config.parallel);
+        let tokens = config.context_tokens.next_multiple_of(page) * config.parallel;
+        let cache = KvCache::new(model, config.kv_format, tokens);
         inbox.update(|stats| {
             stats.kv_tokens_capacity = cache.tokens_capacity();
             stats.kv_bytes_capacity = cache.bytes_capacity();

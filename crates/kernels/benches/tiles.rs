@@ -1,23 +1,29 @@
 //! Throughput of the tiles beside what the machine can do: `cargo bench -p kernels --bench tiles [-- ISA]`.
 //!
-//! Prefill: one thread, 96 tokens, a matrix that stays in the caches, in GMAC/s. Decode: one token and a matrix far
-//! larger than the caches, in GB/s of packed weights, beside the read bandwidth measured in the same run.
+//! Prefill: one thread, 96 tokens, a matrix that stays in the caches, in GMAC/s, beside the peak of the set's dot products.
+//! Decode: one token and a matrix far larger than the caches, in GB/s of packed weights, beside the read bandwidth measured
+//! in the same run. Plain: how many times longer both take where the matrix is not packed. Packing: the large matrix, in
+//! GB/s of what is read and written.
 #![allow(clippy::print_stdout, reason = "a benchmark prints its results")]
 
 use kernels::format::Format;
 use kernels::matrix::Shape;
 use kernels::ops::{Product, Rows, kinds_for, multiply};
-use kernels::{Activations, Context, Isa, Matrix, Pool, bandwidth};
+use kernels::{Activations, Context, Isa, Matrix, Pool, bandwidth, peak};
 use std::hint::black_box;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const FORMATS: [Format; 9] = [
+const FORMATS: [Format; 12] = [
     Format::Q4_0,
     Format::Q8_0,
     Format::Q4_K,
     Format::Q6_K,
     Format::Q5_K,
     Format::Q3_K,
+    Format::IQ4_NL,
+    Format::IQ4_XS,
+    Format::MXFP4,
     Format::F16,
     Format::BF16,
     Format::F32,
@@ -32,44 +38,67 @@ fn main() {
         let pool = Pool::new(threads);
         let context = Context { table, pool: &pool };
         println!(
-            "{threads} thread(s), read bandwidth {:.1} GB/s",
-            bandwidth::read(&pool, 512 << 20, Duration::from_millis(300)) / 1e9
+            "{threads} thread(s), read bandwidth {:.1} GB/s, peak {:.1} GMAC/s",
+            bandwidth::read(&pool, 512 << 20, Duration::from_millis(300)) / 1e9,
+            peak::macs_per_s(context, Duration::from_millis(300)) / 1e9
         );
         for format in FORMATS {
-            let prefill = seconds_of(context, format, 2048, 2048, 96);
-            let decode = seconds_of(context, format, 32768, 2048, 1);
-            let batch = seconds_of(context, format, 32768, 2048, 8);
-            let bytes = Shape { format, rows: 32768, cols: 2048 }.packed_bytes().expect("whole blocks");
+            let small = Shape { format, rows: 2048, cols: 2048 };
+            let large = Shape { format, rows: 32768, cols: 2048 };
+            let seconds = |shape, tokens, plain| seconds_of(context, shape, tokens, plain);
+            let (prefill, prefill_plain) = (seconds(small, 96, false), seconds(small, 96, true));
+            let (decode, decode_plain) = (seconds(large, 1, false), seconds(large, 1, true));
+            let batch = seconds(large, 8, false);
+            let packing = seconds_of_packing(context, large);
+            let packed = large.packed_bytes().expect("whole blocks");
             println!(
-                "  {:5} prefill {:6.1} GMAC/s   decode {:5.1} GB/s   8 tokens {:5.2} x one",
+                "  {:6} prefill {:6.1} GMAC/s   decode {:5.1} GB/s   8 tokens {:5.2} x one   \
+                 plain {:4.1} and {:5.1} x   packing {:5.1} GB/s",
                 format.name(),
                 2048.0 * 2048.0 * 96.0 / prefill / 1e9,
-                bytes as f64 / decode / 1e9,
+                packed as f64 / decode / 1e9,
                 batch / decode,
+                prefill_plain / prefill,
+                decode_plain / decode,
+                (large.plain_bytes().expect("whole blocks") + packed) as f64 / packing / 1e9,
             );
         }
     }
 }
 
 /// The median time of a multiplication.
-fn seconds_of(context: Context<'_>, format: Format, rows: usize, cols: usize, tokens: usize) -> f64 {
-    let source = vec![0x11; rows * format.row_bytes(cols).expect("whole blocks")];
-    let matrix = Matrix::packed(Shape { format, rows, cols }, context.table.isa, context.pool, &source);
+fn seconds_of(context: Context<'_>, shape: Shape, tokens: usize, plain: bool) -> f64 {
+    let isa = context.table.isa;
+    let source = vec![0x11; shape.plain_bytes().expect("whole blocks")];
+    let len = source.len();
+    let matrix = match plain {
+        true => Matrix::plain(shape, isa, Arc::new(source), 0..len).expect("the rows are there"),
+        false => Matrix::packed(shape, isa, context.pool, &source),
+    };
     let mut activations = Activations::default();
-    activations.reset(tokens, cols, kinds_for([&matrix]));
+    activations.reset(tokens, shape.cols, kinds_for([&matrix]));
     for t in 0..tokens {
-        activations.write(context.table, t, &vec![0.5; cols]);
+        activations.write(context.table, t, &vec![0.5; shape.cols]);
     }
-    let mut out = Rows::new(tokens, rows);
-    median((0..7).map(|_| {
-        let start = Instant::now();
-        multiply(context, &activations, &mut [Product::new(black_box(&matrix), &mut out)]);
-        start.elapsed().as_secs_f64()
-    }))
+    let mut out = Rows::new(tokens, shape.rows);
+    median_of_7(|| multiply(context, &activations, &mut [Product::new(black_box(&matrix), &mut out)]))
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<_> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+/// The median time of packing into memory that has been written before.
+fn seconds_of_packing(context: Context<'_>, shape: Shape) -> f64 {
+    let source = vec![0x11; shape.plain_bytes().expect("whole blocks")];
+    let mut out = vec![1; shape.packed_bytes().expect("whole blocks")];
+    median_of_7(|| shape.pack(context.table.isa, context.pool, black_box(&source), &mut out))
+}
+
+fn median_of_7(mut run: impl FnMut()) -> f64 {
+    let mut seconds: Vec<_> = (0..7)
+        .map(|_| {
+            let start = Instant::now();
+            run();
+            start.elapsed().as_secs_f64()
+        })
+        .collect();
+    seconds.sort_by(f64::total_cmp);
+    seconds[seconds.len() / 2]
 }

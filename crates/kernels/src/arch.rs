@@ -4,6 +4,7 @@
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod aarch64 {
     pub(crate) mod dotprod;
+    pub(crate) mod i8mm;
     pub(crate) mod neon;
 }
 pub(crate) mod scalar;
@@ -11,6 +12,17 @@ pub(crate) mod scalar;
 pub(crate) mod x86_64 {
     pub(crate) mod avx2;
     pub(crate) mod avx512;
+
+    /// A lookup format's values as unsigned bytes, `by` above themselves, as `vpshufb` wants them.
+    const fn raised(values: [i8; 16], by: u8) -> [u8; 16] {
+        let mut raised = [0; 16];
+        let mut i = 0;
+        while i < 16 {
+            raised[i] = by.wrapping_add_signed(values[i]);
+            i += 1;
+        }
+        raised
+    }
 }
 
 /// An array with one function per panel width, widest first.

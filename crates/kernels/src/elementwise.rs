@@ -4,14 +4,45 @@
 //! set's features switched on. Every sum runs over 16 fixed lanes and then a fixed tree, so a result does not depend on
 //! how many tokens or threads there are.
 
-const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
+
+/// What an instruction set does better than the compiler from plain Rust.
+pub(crate) trait Lanes {
+    /// There is a fused multiply-add; without one, `mul_add` would be a call.
+    const FUSED: bool;
+
+    /// The largest of the lanes.
+    ///
+    /// # Safety
+    /// The processor has the instruction set.
+    #[inline(always)]
+    unsafe fn max(lanes: [f32; LANES]) -> f32 {
+        fold_halves(lanes, larger)
+    }
+
+    /// The sum of the lanes, upper half onto lower half until one is left.
+    ///
+    /// # Safety
+    /// The processor has the instruction set.
+    #[inline(always)]
+    unsafe fn sum(lanes: [f32; LANES]) -> f32 {
+        fold_halves(lanes, |a, b| a + b)
+    }
+}
+
+/// No instruction set in particular.
+pub(crate) enum Plain {}
+
+impl Lanes for Plain {
+    const FUSED: bool = false;
+}
 
 #[inline(always)]
-fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
+fn fold_halves(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut n = LANES / 2;
     while n > 0 {
         for i in 0..n {
-            lanes[i] += lanes[i + n];
+            lanes[i] = f(lanes[i], lanes[i + n]);
         }
         n /= 2;
     }
@@ -19,20 +50,22 @@ fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
 }
 
 #[inline(always)]
-fn max_lanes(mut lanes: [f32; LANES]) -> f32 {
-    let mut n = LANES / 2;
-    while n > 0 {
-        for i in 0..n {
-            lanes[i] = lanes[i].max(lanes[i + n]);
-        }
-        n /= 2;
-    }
-    lanes[0]
+fn multiply_add<L: Lanes>(a: f32, b: f32, c: f32) -> f32 {
+    if L::FUSED { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// The larger one, `b` where they do not compare: what `maxps` computes.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
 }
 
 /// `out = x / sqrt(mean(x^2) + epsilon) * weight` (Zhang and Sennrich, 2019).
+///
+/// # Safety
+/// The processor has the instruction set of `L`.
 #[inline(always)]
-pub(crate) fn rms_norm_body(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+pub(crate) unsafe fn rms_norm_body<L: Lanes>(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
     assert!(x.len() == weight.len() && x.len() == out.len(), "rms_norm of unequal lengths");
     let (chunks, rest) = x.as_chunks::<LANES>();
     let mut lanes = [0f32; LANES];
@@ -41,7 +74,8 @@ pub(crate) fn rms_norm_body(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [
             lanes[i] += chunk[i] * chunk[i];
         }
     }
-    let sum = sum_lanes(lanes) + rest.iter().map(|x| x * x).sum::<f32>();
+    // SAFETY: the same contract.
+    let sum = unsafe { L::sum(lanes) } + rest.iter().map(|x| x * x).sum::<f32>();
     let scale = 1.0 / (sum / x.len() as f32 + epsilon).sqrt();
     for ((out, &x), &w) in out.iter_mut().zip(x).zip(weight) {
         *out = x * scale * w;
@@ -51,83 +85,95 @@ pub(crate) fn rms_norm_body(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [
 /// e^x with a relative error below 2e-7; 0 below -87.3, where the result would be subnormal. Range reduction by
 /// Cody and Waite's two-part ln 2, then a degree-6 Taylor polynomial on [-ln2/2, ln2/2].
 #[inline(always)]
-pub(crate) fn exp(x: f32) -> f32 {
+pub(crate) fn exp<L: Lanes>(x: f32) -> f32 {
     const MAGIC: f32 = 12_582_912.0;
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let clamped = x.clamp(-87.3, 88.3);
-    let rounded = clamped * std::f32::consts::LOG2_E + MAGIC;
+    let rounded = multiply_add::<L>(clamped, std::f32::consts::LOG2_E, MAGIC);
     let n = rounded - MAGIC;
-    let r = clamped - n * LN2_HIGH - n * LN2_LOW;
+    let r = multiply_add::<L>(n, -LN2_HIGH, clamped);
+    let r = multiply_add::<L>(n, -LN2_LOW, r);
     let mut p = 1.0 / 720.0;
-    p = p * r + 1.0 / 120.0;
-    p = p * r + 1.0 / 24.0;
-    p = p * r + 1.0 / 6.0;
-    p = p * r + 0.5;
-    p = p * r + 1.0;
-    p = p * r + 1.0;
+    for coefficient in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = multiply_add::<L>(p, r, coefficient);
+    }
     let power = f32::from_bits((rounded.to_bits() << 23).wrapping_add(0x3f80_0000));
     if x < -87.3 { 0.0 } else { p * power }
 }
 
 /// `gate = silu(gate) * up`, the gated half of SwiGLU (Shazeer, 2020).
 #[inline(always)]
-pub(crate) fn silu_mul_body(gate: &mut [f32], up: &[f32]) {
+pub(crate) fn silu_mul_body<L: Lanes>(gate: &mut [f32], up: &[f32]) {
     assert_eq!(gate.len(), up.len(), "silu_mul of unequal lengths");
     for (g, &u) in gate.iter_mut().zip(up) {
-        *g = *g / (1.0 + exp(-*g)) * u;
+        *g = *g / (1.0 + exp::<L>(-*g)) * u;
     }
 }
 
 /// One tile of an online softmax: turns scores into `e^(score - max)` and returns the maximum so far and the sum.
+///
+/// # Safety
+/// The processor has the instruction set of `L`.
 #[inline(always)]
-pub(crate) fn softmax_tile_body(scores: &mut [f32], max_before: f32) -> (f32, f32) {
-    let max = max_body(scores).max(max_before);
+pub(crate) unsafe fn softmax_tile_body<L: Lanes>(scores: &mut [f32], max_before: f32) -> (f32, f32) {
+    // SAFETY: the same contract.
+    let max = larger(unsafe { max_body::<L>(scores) }, max_before);
     let base = if max == f32::NEG_INFINITY { 0.0 } else { max };
     let mut lanes = [0f32; LANES];
     let (chunks, rest) = scores.as_chunks_mut::<LANES>();
     for chunk in chunks {
         for i in 0..LANES {
-            chunk[i] = exp(chunk[i] - base);
+            chunk[i] = exp::<L>(chunk[i] - base);
             lanes[i] += chunk[i];
         }
     }
-    let mut sum = sum_lanes(lanes);
+    // SAFETY: the same contract.
+    let mut sum = unsafe { L::sum(lanes) };
     for s in rest {
-        *s = exp(*s - base);
+        *s = exp::<L>(*s - base);
         sum += *s;
     }
     (max, sum)
 }
 
+/// # Safety
+/// The processor has the instruction set of `L`.
 #[inline(always)]
-pub(crate) fn max_body(x: &[f32]) -> f32 {
+pub(crate) unsafe fn max_body<L: Lanes>(x: &[f32]) -> f32 {
     let (chunks, rest) = x.as_chunks::<LANES>();
     let mut lanes = [f32::NEG_INFINITY; LANES];
     for chunk in chunks {
         for i in 0..LANES {
-            lanes[i] = lanes[i].max(chunk[i]);
+            lanes[i] = larger(chunk[i], lanes[i]);
         }
     }
-    rest.iter().fold(max_lanes(lanes), |a, &b| a.max(b))
+    // SAFETY: the same contract.
+    let max = unsafe { L::max(lanes) };
+    rest.iter().fold(max, |a, &b| larger(b, a))
 }
 
 /// The sum of `e^(x - max)`.
+///
+/// # Safety
+/// The processor has the instruction set of `L`.
 #[inline(always)]
-pub(crate) fn exp_sum_body(x: &[f32], max: f32) -> f32 {
+pub(crate) unsafe fn exp_sum_body<L: Lanes>(x: &[f32], max: f32) -> f32 {
     let (chunks, rest) = x.as_chunks::<LANES>();
     let mut lanes = [0f32; LANES];
     for chunk in chunks {
         for i in 0..LANES {
-            lanes[i] += exp(chunk[i] - max);
+            lanes[i] += exp::<L>(chunk[i] - max);
         }
     }
-    sum_lanes(lanes) + rest.iter().map(|&x| exp(x - max)).sum::<f32>()
+    // SAFETY: the same contract.
+    let sum = unsafe { L::sum(lanes) };
+    sum + rest.iter().map(|&x| exp::<L>(x - max)).sum::<f32>()
 }
 
 /// Defines the elementwise functions of an instruction set, with its features on.
 macro_rules! elementwise {
-    ($($feature:meta)?) => {
+    ($lanes:ty $(, $feature:meta)?) => {
         /// # Safety
         /// The contract of `panel::quantize_row_body`, and the processor has the module's instruction set.
         $(#[$feature])?
@@ -138,27 +184,31 @@ macro_rules! elementwise {
 
         $(#[$feature])?
         unsafe fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
-            crate::elementwise::rms_norm_body(x, weight, epsilon, out);
+            // SAFETY: the caller vouches for the instruction set.
+            unsafe { crate::elementwise::rms_norm_body::<$lanes>(x, weight, epsilon, out) }
         }
 
         $(#[$feature])?
         unsafe fn silu_mul(gate: &mut [f32], up: &[f32]) {
-            crate::elementwise::silu_mul_body(gate, up);
+            crate::elementwise::silu_mul_body::<$lanes>(gate, up);
         }
 
         $(#[$feature])?
         unsafe fn softmax_tile(scores: &mut [f32], max_before: f32) -> (f32, f32) {
-            crate::elementwise::softmax_tile_body(scores, max_before)
+            // SAFETY: the caller vouches for the instruction set.
+            unsafe { crate::elementwise::softmax_tile_body::<$lanes>(scores, max_before) }
         }
 
         $(#[$feature])?
         unsafe fn max(x: &[f32]) -> f32 {
-            crate::elementwise::max_body(x)
+            // SAFETY: the caller vouches for the instruction set.
+            unsafe { crate::elementwise::max_body::<$lanes>(x) }
         }
 
         $(#[$feature])?
         unsafe fn exp_sum(x: &[f32], max: f32) -> f32 {
-            crate::elementwise::exp_sum_body(x, max)
+            // SAFETY: the caller vouches for the instruction set.
+            unsafe { crate::elementwise::exp_sum_body::<$lanes>(x, max) }
         }
     };
 }
@@ -168,25 +218,40 @@ pub(crate) use elementwise;
 mod tests {
     use super::*;
 
+    enum Fused {}
+
+    impl Lanes for Fused {
+        const FUSED: bool = true;
+    }
+
     #[test]
     fn exp_is_close_everywhere() {
-        let mut worst = 0f64;
-        for i in -87_000..88_000 {
-            let x = i as f32 / 1000.0;
-            let exact = f64::from(x).exp();
-            worst = worst.max((f64::from(exp(x)) - exact).abs() / exact);
+        fn check<L: Lanes>() {
+            let exp = exp::<L>;
+            let mut worst = 0f64;
+            for i in -87_000..88_000 {
+                let x = i as f32 / 1000.0;
+                let exact = f64::from(x).exp();
+                worst = worst.max((f64::from(exp(x)) - exact).abs() / exact);
+            }
+            assert!(worst < 3e-7, "relative error {worst}");
+            assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+            assert_eq!(exp(-1000.0), 0.0);
+            assert_eq!(exp(0.0), 1.0);
         }
-        assert!(worst < 3e-7, "relative error {worst}");
-        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
-        assert_eq!(exp(-1000.0), 0.0);
-        assert_eq!(exp(0.0), 1.0);
+        check::<Plain>();
+        check::<Fused>();
     }
 
     #[test]
     fn softmax_of_a_fully_masked_tile_is_nothing() {
         let mut scores = [f32::NEG_INFINITY; 32];
-        assert_eq!(softmax_tile_body(&mut scores, f32::NEG_INFINITY), (f32::NEG_INFINITY, 0.0));
+        let tile = |scores: &mut [f32], max| {
+            // SAFETY: nothing in particular is needed.
+            unsafe { softmax_tile_body::<Plain>(scores, max) }
+        };
+        assert_eq!(tile(&mut scores, f32::NEG_INFINITY), (f32::NEG_INFINITY, 0.0));
         assert_eq!(scores, [0.0; 32]);
-        assert_eq!(softmax_tile_body(&mut [f32::NEG_INFINITY; 32], 2.0), (2.0, 0.0));
+        assert_eq!(tile(&mut [f32::NEG_INFINITY; 32], 2.0), (2.0, 0.0));
     }
 }

@@ -262,12 +262,15 @@ fn q3_k(block: &[u8], g: usize) -> Group {
         let low = (qs[g / 4 * 32 + i] >> (g % 4 * 2) & 3) as i8;
         *q = low - if mask[i] >> g & 1 == 1 { 0 } else { 4 };
     }
-    let scale = |j: usize| {
-        let low = if j < 8 { scales[j] & 15 } else { scales[j - 8] >> 4 };
-        let high = scales[8 + j % 4] >> (j / 4 * 2) & 3;
-        d * f32::from((low | high << 4) as i8 - 32)
-    };
+    let scale = |j: usize| d * f32::from(q3_k_scale(scales, j));
     Group { q, scale: [scale(2 * g), scale(2 * g + 1)], min: [0.0; 2] }
+}
+
+/// The scale of weights `16 * j ..` out of Q3_K's 12 packed bytes.
+pub(crate) fn q3_k_scale(s: &[u8], j: usize) -> i8 {
+    let low = if j < 8 { s[j] & 15 } else { s[j - 8] >> 4 };
+    let high = s[8 + j % 4] >> (j / 4 * 2) & 3;
+    (low | high << 4) as i8 - 32
 }
 
 /// The 6-bit scale and minimum of group `g` out of Q4_K's and Q5_K's 12 packed bytes.
@@ -280,7 +283,7 @@ pub(crate) fn scale_and_min(s: &[u8], g: usize) -> (u8, u8) {
 }
 
 /// 64 weights share 32 bytes: the even group their low nibbles, the odd one their high nibbles.
-pub(crate) fn paired_nibbles(qs: &[u8], g: usize) -> [i8; GROUP] {
+fn paired_nibbles(qs: &[u8], g: usize) -> [i8; GROUP] {
     let mut q = [0; GROUP];
     for (q, &b) in q.iter_mut().zip(&qs[g / 2 * 32..][..32]) {
         *q = (b >> (g % 2 * 4) & 15) as i8;
@@ -304,22 +307,16 @@ fn q5_k(block: &[u8], g: usize) -> Group {
     whole(q, d * f32::from(scale), dmin * f32::from(min))
 }
 
-/// Q6_K's group `g` as unsigned 6-bit integers, 32 above their value.
-pub(crate) fn q6_k_unsigned(block: &[u8], g: usize) -> [u8; GROUP] {
+fn q6_k(block: &[u8], g: usize) -> Group {
     let (half, part) = (g / 4, g % 4);
     let low = &block[half * 64 + part % 2 * 32..][..32];
     let high = &block[128 + half * 32..][..32];
     let mut q = [0; GROUP];
     for (i, q) in q.iter_mut().enumerate() {
-        *q = low[i] >> (part / 2 * 4) & 15 | (high[i] >> (part * 2) & 3) << 4;
+        *q = (low[i] >> (part / 2 * 4) & 15 | (high[i] >> (part * 2) & 3) << 4) as i8 - 32;
     }
-    q
-}
-
-fn q6_k(block: &[u8], g: usize) -> Group {
     let d = half_at(block, 208);
     let scale = |j: usize| d * f32::from(block[192 + j] as i8);
-    let q = q6_k_unsigned(block, g).map(|q| q as i8 - 32);
     Group { q, scale: [scale(2 * g), scale(2 * g + 1)], min: [0.0; 2] }
 }
 
@@ -328,10 +325,15 @@ fn iq4_nl(block: &[u8]) -> Group {
 }
 
 fn iq4_xs(block: &[u8], g: usize) -> Group {
+    let q = nibbles(&block[8 + g * 16..]).map(|q| IQ4_VALUES[q as usize]);
+    whole(q, half_at(block, 0) * f32::from(iq4_xs_scale(block, g)), 0.0)
+}
+
+/// The scale of group `g` out of an IQ4_XS block.
+pub(crate) fn iq4_xs_scale(block: &[u8], g: usize) -> i8 {
     let high = u16::from_le_bytes([block[2], block[3]]);
     let scale = block[4 + g / 2] >> (g % 2 * 4) & 15 | ((high >> (g * 2) & 3) << 4) as u8;
-    let q = nibbles(&block[8 + g * 16..]).map(|q| IQ4_VALUES[q as usize]);
-    whole(q, half_at(block, 0) * f32::from(scale as i8 - 32), 0.0)
+    scale as i8 - 32
 }
 
 fn mxfp4(block: &[u8]) -> Group {
@@ -339,7 +341,7 @@ fn mxfp4(block: &[u8]) -> Group {
 }
 
 /// Half of the power of two that an E8M0 exponent stands for: 2^(e - 128).
-fn e8m0_half(e: u8) -> f32 {
+pub(crate) fn e8m0_half(e: u8) -> f32 {
     f32::from_bits(if e < 2 { 0x0020_0000 << e } else { u32::from(e - 1) << 23 })
 }
 

@@ -2,7 +2,6 @@
 //!
 //! A [`Table`] can only be had for a set that the processor has, so holding one proves support.
 
-use crate::attention::KvFormat;
 use crate::layout::{Bytes, Layout};
 use crate::panel::PANEL_WIDTHS;
 use std::fmt;
@@ -21,11 +20,14 @@ pub enum Isa {
     Neon,
     /// NEON with the dot product instructions of Armv8.2 (`sdot`).
     NeonDotprod,
+    /// The same with the matrix instructions of Armv8.6 (`smmla`).
+    NeonI8mm,
 }
 
 impl Isa {
     /// Slowest first.
-    pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::Avx2, Isa::Avx512Vnni, Isa::Neon, Isa::NeonDotprod];
+    pub const ALL: [Isa; 6] =
+        [Isa::Scalar, Isa::Avx2, Isa::Avx512Vnni, Isa::Neon, Isa::NeonDotprod, Isa::NeonI8mm];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -34,6 +36,7 @@ impl Isa {
             Isa::Avx512Vnni => "avx512-vnni",
             Isa::Neon => "neon",
             Isa::NeonDotprod => "neon-dotprod",
+            Isa::NeonI8mm => "neon-i8mm",
         }
     }
 
@@ -63,6 +66,10 @@ impl Isa {
                 std::arch::is_aarch64_feature_detected!("neon")
                     && std::arch::is_aarch64_feature_detected!("dotprod")
             }
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm => {
+                Isa::NeonDotprod.is_supported() && std::arch::is_aarch64_feature_detected!("i8mm")
+            }
             _ => false,
         }
     }
@@ -76,7 +83,7 @@ impl Isa {
     pub fn bytes(self) -> Bytes {
         match self {
             Isa::Avx512Vnni => Bytes::Unsigned,
-            Isa::Scalar | Isa::Avx2 | Isa::Neon | Isa::NeonDotprod => Bytes::Signed,
+            Isa::Scalar | Isa::Avx2 | Isa::Neon | Isa::NeonDotprod | Isa::NeonI8mm => Bytes::Signed,
         }
     }
 
@@ -95,6 +102,8 @@ impl Isa {
             Isa::Neon => Some(&crate::arch::aarch64::neon::TABLE),
             #[cfg(target_arch = "aarch64")]
             Isa::NeonDotprod => Some(&crate::arch::aarch64::dotprod::TABLE),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm => Some(&crate::arch::aarch64::i8mm::TABLE),
             #[allow(unreachable_patterns, reason = "which sets remain depends on the architecture")]
             _ => None,
         }
@@ -140,28 +149,47 @@ pub(crate) type TileFn = unsafe fn(&TileArgs);
 /// One tile per panel width, widest first.
 pub(crate) type Tiles = [TileFn; PANEL_WIDTHS.len()];
 
-/// Scores of 16 positions for `T` query rows: `out[t * out_stride + j] = sum over c of q[c * T + t] * k[c * 16 + j]`.
+/// Scores of positions for `T` query rows: `out[t * PAGE + b * 16 + j] = sum over c of q[c * T + t] * k_b[c * 16 + j]`.
 ///
-/// Contract: `q` holds `dim * T` floats, `k` `dim * 16` elements of the cache's format, `out` `T` rows of 16 floats.
-pub(crate) type ScoreFn =
-    unsafe fn(q: *const f32, k: *const u8, dim: usize, out: *mut f32, out_stride: usize);
+/// The unsafe contract of every [`ScoreFn`]: `q` holds `dim * T` floats, `k` `blocks` blocks of `dim * 16` elements of the
+/// cache's format, `out` `T` rows of [`PAGE`](crate::attention::PAGE) floats that nobody else uses.
+#[derive(Clone, Copy)]
+pub(crate) struct ScoreArgs {
+    pub(crate) q: *const f32,
+    pub(crate) k: *const u8,
+    pub(crate) dim: usize,
+    pub(crate) blocks: usize,
+    pub(crate) out: *mut f32,
+    /// A hint: as many bytes from there on as are read now will be read next.
+    pub(crate) next: *const u8,
+}
 
-/// Weighted sum of values for `T` query rows and 16 dimensions, onto a rescaled accumulator:
-/// `out[t * out_stride + j] = out[..] * alpha[t] + sum over p < count of weight[t * PAGE + p] * v[p * v_stride + j]`.
+pub(crate) type ScoreFn = unsafe fn(&ScoreArgs);
+
+/// Weighted sum of values for `T` query rows, onto a rescaled accumulator: `out[t * dims + j] = out[..] * alpha[t] + sum
+/// over p < count of weight[t * PAGE + p] * v[p * dims + j]`, where an element `v` of a quantized cache is multiplied by
+/// `scales[j / 32 * PAGE + p]`.
 ///
-/// Contract: `weight` holds `T` rows of [`PAGE`](crate::attention::PAGE) floats, `v` `count` rows of 16 elements of the
-/// cache's format, `v_stride` elements apart, `alpha` `T` floats and `out` `T` rows of 16 floats.
-pub(crate) type MixFn = unsafe fn(
-    weight: *const f32,
-    v: *const u8,
-    v_stride: usize,
-    count: usize,
-    alpha: *const f32,
-    out: *mut f32,
-    out_stride: usize,
-);
+/// The unsafe contract of every [`MixFn`]: `weight` holds `T` rows of [`PAGE`](crate::attention::PAGE) floats, `v` `count`
+/// rows of `dims` elements of the cache's format, `scales` `dims / 32` rows of `PAGE` floats where that is quantized,
+/// `alpha` `T` floats and `out` `T` rows of `dims` floats that nobody else uses; `dims` is a multiple of 16, and of 32
+/// where quantized.
+#[derive(Clone, Copy)]
+pub(crate) struct MixArgs {
+    pub(crate) weight: *const f32,
+    pub(crate) v: *const u8,
+    pub(crate) scales: *const f32,
+    pub(crate) dims: usize,
+    pub(crate) count: usize,
+    pub(crate) alpha: *const f32,
+    pub(crate) out: *mut f32,
+    /// As in [`ScoreArgs`].
+    pub(crate) next: *const u8,
+}
 
-/// What attention does with the cache, for one format of it; a function per panel width, widest first.
+pub(crate) type MixFn = unsafe fn(&MixArgs);
+
+/// What attention does with a cache of floats, for one format of it; a function per panel width, widest first.
 pub(crate) struct CacheTiles {
     pub(crate) score: [ScoreFn; PANEL_WIDTHS.len()],
     pub(crate) mix: [MixFn; PANEL_WIDTHS.len()],
@@ -175,13 +203,20 @@ pub struct Table {
     pub(crate) bf16: Tiles,
     pub(crate) q8: Tiles,
     pub(crate) q4: Tiles,
+    pub(crate) iq4_nl: Tiles,
+    pub(crate) mxfp4: Tiles,
     pub(crate) q4k: Tiles,
+    pub(crate) q5k: Tiles,
+    pub(crate) q3k: Tiles,
     pub(crate) q6k: Tiles,
+    pub(crate) iq4_xs: Tiles,
     pub(crate) w8: Tiles,
     pub(crate) w8_half: Tiles,
     pub(crate) cache_f32: CacheTiles,
     pub(crate) cache_f16: CacheTiles,
     pub(crate) cache_bf16: CacheTiles,
+    /// Of a `Q8_0` cache; its keys are scored by `q8`.
+    pub(crate) mix_q8: [MixFn; PANEL_WIDTHS.len()],
     /// Contract: see `panel::quantize_row_body`.
     pub(crate) quantize_row: unsafe fn(row: &[f32], panel: *mut u8, width: usize, lane: usize),
     /// Contract of these: the processor has the instruction set, which holding a table proves.
@@ -190,6 +225,8 @@ pub struct Table {
     pub(crate) softmax_tile: unsafe fn(scores: &mut [f32], max_before: f32) -> (f32, f32),
     pub(crate) max: unsafe fn(x: &[f32]) -> f32,
     pub(crate) exp_sum: unsafe fn(x: &[f32], max: f32) -> f32,
+    /// Multiplies bytes in registers, in `rounds` rounds, and returns how many multiply-adds that were.
+    pub(crate) dots: unsafe fn(rounds: u64) -> u64,
 }
 
 impl Table {
@@ -200,20 +237,15 @@ impl Table {
             Layout::BF16 => &self.bf16,
             Layout::Q8 => &self.q8,
             Layout::Q4 => &self.q4,
+            Layout::Iq4Nl => &self.iq4_nl,
+            Layout::Mxfp4 => &self.mxfp4,
             Layout::Q4K => &self.q4k,
+            Layout::Q5K => &self.q5k,
+            Layout::Q3K => &self.q3k,
             Layout::Q6K => &self.q6k,
+            Layout::Iq4Xs => &self.iq4_xs,
             Layout::W8 => &self.w8,
             Layout::W8Half => &self.w8_half,
-        }
-    }
-}
-
-impl Table {
-    pub(crate) fn cache_tiles(&self, format: KvFormat) -> &CacheTiles {
-        match format {
-            KvFormat::F32 => &self.cache_f32,
-            KvFormat::F16 => &self.cache_f16,
-            KvFormat::BF16 => &self.cache_bf16,
         }
     }
 }

@@ -9,17 +9,32 @@
 //! | `F32`, `F16`, `BF16` | k x [16 floats] | itself |
 //! | `Q8` | per 64 columns: 2 x f16 d\[16\]; 2 x 8 cells | `d * q` |
 //! | `Q4` | per 64 columns: 2 x f16 d\[16\]; 2 x 4 cells of nibble pairs | `d * (q - 8)` |
+//! | `Iq4Nl` | as `Q4` | `d * IQ4_VALUES[q]` |
+//! | `Mxfp4` | per 128 columns: 4 x E8M0 e\[16\]; 4 x 4 cells of nibble pairs | `2^(e - 128) * MXFP4_VALUES[q]` |
 //! | `Q4K` | per 256 columns: f16 d\[16\], f16 dmin\[16\], u8 scale\[8\]\[16\], u8 min\[8\]\[16\]; 8 x 4 cells of nibble pairs | `d * scale * q - dmin * min` |
-//! | `Q6K` | per 256 columns: f16 d\[16\], 32 bytes of padding, i8 scale\[16\]\[16\]; 8 x (4 cells of nibble pairs, 2 of bit pairs) | `d * scale * (q - 32)` |
+//! | `Q5K` | as `Q4K`, with 8 x (4 cells of nibble pairs, 1 of fifth bits) | the same |
+//! | `Q3K` | per 256 columns: f16 d\[16\], 32 bytes of padding, i8 scale\[16\]\[16\]; 8 x 3 cells of three-bit fields | `d * scale * (q - 4)` |
+//! | `Q6K` | as `Q3K`, with 8 x (4 cells of nibble pairs, 2 of bit pairs) | `d * scale * (q - 32)` |
+//! | `Iq4Xs` | per 256 columns: f16 d\[16\], 32 bytes of padding, i8 scale\[8\]\[16\]; 8 x 4 cells of nibble pairs | `d * scale * IQ4_VALUES[q]` |
 //! | `W8` | per group: f32 scale\[16\], f32 min\[16\]; 8 cells | `scale * q - min` |
 //! | `W8Half` | per group: f32 scale\[2\]\[16\], f32 min\[2\]\[16\]; 8 cells | the same, a scale for each 16 columns |
 //!
+//! A cell of nibble pairs holds columns `c..c+4` in its low nibbles and `c+16..c+20` in its high ones, so of a group's
+//! 8 cells it is two. Bit `j` of a byte of fifth bits is that of cell `j`, *clear* where the weight has it: a test for it
+//! makes all ones where 16 is to be taken away. Bit pair `j / 2` of cell `j % 2` of bit pairs is that of cell `j`. Of the
+//! cells of three-bit fields, number `i` has cell `2i` in bits 0 to 2 and `2i + 1` in bits 5 to 7. Cells 6 and 7 have
+//! their low bits in bits 3 and 4 of numbers 0 and 2, and their high ones in bits 3 and 4 of number 1.
+//!
 //! Everything starts on a cache line, and a strip is read from its first byte to its last: one stream of memory, which
-//! is what prefetchers follow. A cell of nibble pairs holds columns `c..c+4` in its low nibbles and `c+16..c+20` in its high ones. `W8` is the 8-bit
-//! layout for formats without one of their own. How 8-bit integers are stored depends on the instruction set
-//! ([`Bytes`]): VNNI multiplies unsigned weights by signed activations, everyone else wants them signed.
+//! is what prefetchers follow. `W8` is the 8-bit layout for formats without one of their own. How 8-bit integers are
+//! stored depends on the instruction set ([`Bytes`]): VNNI multiplies unsigned weights by signed activations, everyone
+//! else wants them signed.
 
-use crate::format::{self, Format, GROUP, Group};
+mod pack;
+
+pub use pack::pack_strip;
+
+use crate::format::{Format, GROUP, Group, IQ4_VALUES, MXFP4_VALUES, e8m0_half};
 use half::{bf16, f16};
 
 /// Rows in a strip.
@@ -33,8 +48,13 @@ pub enum Layout {
     BF16,
     Q8,
     Q4,
+    Iq4Nl,
+    Mxfp4,
     Q4K,
+    Q5K,
+    Q3K,
     Q6K,
+    Iq4Xs,
     W8,
     W8Half,
 }
@@ -47,14 +67,19 @@ pub enum Bytes {
 }
 
 impl Layout {
-    pub const ALL: [Layout; 9] = [
+    pub const ALL: [Layout; 14] = [
         Layout::F32,
         Layout::F16,
         Layout::BF16,
         Layout::Q8,
         Layout::Q4,
+        Layout::Iq4Nl,
+        Layout::Mxfp4,
         Layout::Q4K,
+        Layout::Q5K,
+        Layout::Q3K,
         Layout::Q6K,
+        Layout::Iq4Xs,
         Layout::W8,
         Layout::W8Half,
     ];
@@ -68,15 +93,14 @@ impl Layout {
             Format::Q8_0 => Layout::Q8,
             Format::Q4_0 => Layout::Q4,
             Format::Q4_K => Layout::Q4K,
+            Format::Q5_K => Layout::Q5K,
+            Format::Q3_K => Layout::Q3K,
             Format::Q6_K => Layout::Q6K,
-            Format::Q2_K | Format::Q3_K => Layout::W8Half,
-            Format::Q4_1
-            | Format::Q5_0
-            | Format::Q5_1
-            | Format::Q5_K
-            | Format::IQ4_NL
-            | Format::IQ4_XS
-            | Format::MXFP4 => Layout::W8,
+            Format::IQ4_NL => Layout::Iq4Nl,
+            Format::IQ4_XS => Layout::Iq4Xs,
+            Format::MXFP4 => Layout::Mxfp4,
+            Format::Q2_K => Layout::W8Half,
+            Format::Q4_1 | Format::Q5_0 | Format::Q5_1 => Layout::W8,
         }
     }
 
@@ -86,188 +110,94 @@ impl Layout {
 
     /// Bytes of a strip of `cols` columns.
     pub fn strip_bytes(self, cols: usize) -> usize {
-        let groups = cols / GROUP;
         match self {
             Layout::F32 => cols * 64,
             Layout::F16 | Layout::BF16 => cols * 32,
-            Layout::Q8 => groups.div_ceil(2) * PairLayout::Q8.block,
-            Layout::Q4 => groups.div_ceil(2) * PairLayout::Q4.block,
-            Layout::Q4K => groups / 8 * Q4K_BLOCK,
-            Layout::Q6K => groups / 8 * Q6K_BLOCK,
-            Layout::W8 => groups * W8_GROUP,
-            Layout::W8Half => groups * W8_HALF_GROUP,
+            _ => {
+                let blocks = self.blocks();
+                (cols / GROUP).div_ceil(blocks.groups) * blocks.bytes()
+            }
+        }
+    }
+
+    /// Where the groups of an integer layout lie.
+    fn blocks(self) -> Blocks {
+        match self {
+            Layout::Q8 => Blocks::Q8,
+            Layout::Q4 | Layout::Iq4Nl => Blocks::Q4,
+            Layout::Mxfp4 => Blocks::MXFP4,
+            Layout::Q4K => Blocks::Q4K,
+            Layout::Q5K => Blocks::Q5K,
+            Layout::Q3K => Blocks::Q3K,
+            Layout::Q6K => Blocks::Q6K,
+            Layout::Iq4Xs => Blocks::IQ4_XS,
+            Layout::W8 => Blocks::W8,
+            Layout::W8Half => Blocks::W8_HALF,
+            Layout::F32 | Layout::F16 | Layout::BF16 => unreachable!("a float layout has no groups"),
         }
     }
 }
 
-/// Where the groups of `Q4` and `Q8` lie: two to a block, their scales in front.
+/// How a strip is cut into blocks: some groups each, their scales in front of their cells.
 #[derive(Clone, Copy)]
-pub(crate) struct PairLayout {
-    pub(crate) block: usize,
-    group: usize,
+pub(crate) struct Blocks {
+    /// Groups in a block; the last block of a strip may have fewer.
+    pub(crate) groups: usize,
+    /// Bytes in front of the cells.
+    pub(crate) header: usize,
+    /// Bytes of a group's cells.
+    pub(crate) group: usize,
 }
 
-impl PairLayout {
-    pub(crate) const Q4: PairLayout = PairLayout { block: 64 + 2 * Q4_GROUP, group: Q4_GROUP };
-    pub(crate) const Q8: PairLayout = PairLayout { block: 64 + 2 * Q8_GROUP, group: Q8_GROUP };
+impl Blocks {
+    pub(crate) const Q8: Blocks = Blocks { groups: 2, header: 64, group: 8 * CELL };
+    pub(crate) const Q4: Blocks = Blocks { groups: 2, header: 64, group: 4 * CELL };
+    pub(crate) const MXFP4: Blocks = Blocks { groups: 4, header: 64, group: 4 * CELL };
+    pub(crate) const Q4K: Blocks = Blocks { groups: 8, header: MINS + 8 * STRIP, group: 4 * CELL };
+    pub(crate) const Q5K: Blocks = Blocks { groups: 8, header: MINS + 8 * STRIP, group: 5 * CELL };
+    pub(crate) const Q3K: Blocks = Blocks { groups: 8, header: SCALES + 16 * STRIP, group: 3 * CELL };
+    pub(crate) const Q6K: Blocks = Blocks { groups: 8, header: SCALES + 16 * STRIP, group: 6 * CELL };
+    pub(crate) const IQ4_XS: Blocks = Blocks { groups: 8, header: SCALES + 8 * STRIP, group: 4 * CELL };
+    pub(crate) const W8: Blocks = Blocks { groups: 1, header: 2 * 64, group: 8 * CELL };
+    pub(crate) const W8_HALF: Blocks = Blocks { groups: 1, header: 4 * 64, group: 8 * CELL };
 
-    /// Offset of the scales of group `g` in a strip.
-    #[inline(always)]
-    pub(crate) const fn scales(self, g: usize) -> usize {
-        g / 2 * self.block + g % 2 * 2 * STRIP
+    /// Bytes of a block.
+    pub(crate) const fn bytes(self) -> usize {
+        self.header + self.groups * self.group
     }
 
-    /// Offset of the cells of group `g` in a strip.
+    /// Offset in a strip of the block with group `g`.
+    #[inline(always)]
+    pub(crate) const fn start(self, g: usize) -> usize {
+        g / self.groups * self.bytes()
+    }
+
+    /// Offset in a strip of the cells of group `g`.
     #[inline(always)]
     pub(crate) const fn cells(self, g: usize) -> usize {
-        g / 2 * self.block + 64 + g % 2 * self.group
+        self.start(g) + self.header + g % self.groups * self.group
     }
 }
 
-pub(crate) const Q8_GROUP: usize = 8 * 64;
-pub(crate) const Q4_GROUP: usize = 4 * 64;
-pub(crate) const Q4K_HEADER: usize = 2 * 32 + 2 * 8 * STRIP;
-pub(crate) const Q4K_BLOCK: usize = Q4K_HEADER + 8 * Q4_GROUP;
-/// `Q6K`'s scales start a cache line after its `d`.
-pub(crate) const Q6K_SCALES: usize = 64;
-pub(crate) const Q6K_HEADER: usize = Q6K_SCALES + 16 * STRIP;
-pub(crate) const Q6K_GROUP: usize = 6 * 64;
-pub(crate) const Q6K_BLOCK: usize = Q6K_HEADER + 8 * Q6K_GROUP;
-pub(crate) const W8_GROUP: usize = 2 * 64 + 8 * 64;
-pub(crate) const W8_HALF_GROUP: usize = 4 * 64 + 8 * 64;
+/// Bytes of a cell: 4 columns of 16 rows.
+pub(crate) const CELL: usize = 4 * STRIP;
+/// In the header of 256 columns, integer scales start a cache line after `d`, whether `dmin` is there or not.
+pub(crate) const SCALES: usize = 64;
+/// Where minimums start in the headers of `Q4K` and `Q5K`.
+pub(crate) const MINS: usize = SCALES + 8 * STRIP;
+/// Where the bits above the nibbles start in a group of `Q5K` and `Q6K`.
+pub(crate) const HIGH_BITS: usize = 4 * CELL;
 
-// Beside GGUF, 256 columns of 16 rows: Q4_0 has 16 x 144 bytes, Q8_0 16 x 272, Q4_K 16 x 144, Q6_K 16 x 210.
-const _: () = assert!(4 * PairLayout::Q4.block == 16 * 144);
-const _: () = assert!(4 * PairLayout::Q8.block == 16 * 272);
-const _: () = assert!(Q4K_BLOCK == 16 * 144 + 64);
-const _: () = assert!(Q6K_BLOCK == 16 * 210 + 32);
-
-/// Packs one strip: `rows` are up to 16 GGUF rows of `cols` weights each (missing ones become zeros).
-///
-/// # Panics
-/// If a row or `out` has the wrong length for `cols`.
-pub fn pack_strip(format: Format, bytes: Bytes, rows: &[&[u8]], cols: usize, out: &mut [u8]) {
-    let layout = Layout::of(format);
-    assert!(rows.len() <= STRIP, "a strip has at most {STRIP} rows");
-    assert_eq!(out.len(), layout.strip_bytes(cols), "strip length of {layout:?}");
-    for row in rows {
-        assert_eq!(Some(row.len()), format.row_bytes(cols), "row length of {}", format.name());
-    }
-    if rows.len() < STRIP {
-        out.fill(0);
-    }
-    match layout {
-        Layout::F32 => interleave::<4>(rows, cols, out),
-        Layout::F16 | Layout::BF16 => interleave::<2>(rows, cols, out),
-        Layout::Q8 => pack_q8(bytes, rows, out),
-        Layout::Q4 => pack_q4(rows, out),
-        Layout::Q4K => pack_q4k(rows, out),
-        Layout::Q6K => pack_q6k(rows, out),
-        Layout::W8 => pack_w8::<1>(format, bytes, rows, out),
-        Layout::W8Half => pack_w8::<2>(format, bytes, rows, out),
-    }
-}
-
-fn interleave<const N: usize>(rows: &[&[u8]], cols: usize, out: &mut [u8]) {
-    for (r, row) in rows.iter().enumerate() {
-        for c in 0..cols {
-            out[(c * STRIP + r) * N..][..N].copy_from_slice(&row[c * N..][..N]);
-        }
-    }
-}
-
-/// Copies 4 bytes at a time to where row `r` lives in consecutive cells.
-fn scatter(row_bytes: &[u8], r: usize, cells: &mut [u8]) {
-    for (four, cell) in row_bytes.chunks_exact(4).zip(cells.chunks_exact_mut(64)) {
-        cell[r * 4..][..4].copy_from_slice(four);
-    }
-}
-
-fn pack_q8(bytes: Bytes, rows: &[&[u8]], out: &mut [u8]) {
-    for (r, row) in rows.iter().enumerate() {
-        for (g, block) in row.chunks_exact(34).enumerate() {
-            out[PairLayout::Q8.scales(g) + r * 2..][..2].copy_from_slice(&block[..2]);
-            let mut q: [u8; GROUP] = block[2..].try_into().expect("a Q8_0 block has 32 weights");
-            if bytes == Bytes::Unsigned {
-                q = q.map(|q| q ^ 0x80);
-            }
-            scatter(&q, r, &mut out[PairLayout::Q8.cells(g)..][..Q8_GROUP]);
-        }
-    }
-}
-
-fn pack_q4(rows: &[&[u8]], out: &mut [u8]) {
-    for (r, row) in rows.iter().enumerate() {
-        for (g, block) in row.chunks_exact(18).enumerate() {
-            out[PairLayout::Q4.scales(g) + r * 2..][..2].copy_from_slice(&block[..2]);
-            scatter(&block[2..], r, &mut out[PairLayout::Q4.cells(g)..][..Q4_GROUP]);
-        }
-    }
-}
-
-/// Puts the low nibbles of 32 weights into 16 bytes as a cell of nibble pairs wants them.
-fn pair_nibbles(q: &[u8; GROUP]) -> [u8; 16] {
-    std::array::from_fn(|i| q[i] & 15 | q[i + 16] << 4)
-}
-
-fn pack_q4k(rows: &[&[u8]], out: &mut [u8]) {
-    for (r, row) in rows.iter().enumerate() {
-        for (block, out) in row.chunks_exact(144).zip(out.chunks_exact_mut(Q4K_BLOCK)) {
-            out[r * 2..][..2].copy_from_slice(&block[..2]);
-            out[32 + r * 2..][..2].copy_from_slice(&block[2..4]);
-            let (header, cells) = out.split_at_mut(Q4K_HEADER);
-            for g in 0..8 {
-                let (scale, min) = format::scale_and_min(&block[4..16], g);
-                header[64 + g * STRIP + r] = scale;
-                header[64 + 128 + g * STRIP + r] = min;
-                let q = format::paired_nibbles(&block[16..], g).map(|q| q as u8);
-                scatter(&pair_nibbles(&q), r, &mut cells[g * Q4_GROUP..][..Q4_GROUP]);
-            }
-        }
-    }
-}
-
-fn pack_q6k(rows: &[&[u8]], out: &mut [u8]) {
-    for (r, row) in rows.iter().enumerate() {
-        for (block, out) in row.chunks_exact(210).zip(out.chunks_exact_mut(Q6K_BLOCK)) {
-            out[r * 2..][..2].copy_from_slice(&block[208..]);
-            for j in 0..16 {
-                out[Q6K_SCALES + j * STRIP + r] = block[192 + j];
-            }
-            for (g, out) in out[Q6K_HEADER..].chunks_exact_mut(Q6K_GROUP).enumerate() {
-                let q = format::q6_k_unsigned(block, g);
-                scatter(&pair_nibbles(&q), r, &mut out[..Q4_GROUP]);
-                // Cell `j % 2` of bit pairs holds the high bits of cell `j` at bit `j / 2 * 2`.
-                let mut high = [0; 8];
-                for (i, q) in q.iter().enumerate() {
-                    high[i % 8] |= q >> 4 << (i / 8 * 2);
-                }
-                scatter(&high, r, &mut out[Q4_GROUP..]);
-            }
-        }
-    }
-}
-
-fn pack_w8<const HALVES: usize>(format: Format, bytes: Bytes, rows: &[&[u8]], out: &mut [u8]) {
-    let header = HALVES * 2 * 64;
-    // Codes of the lookup formats and of no other reach below -16; storing them 128 above keeps them in a byte.
-    let offset = match (bytes, format) {
-        (Bytes::Unsigned, Format::Q2_K | Format::Q4_1 | Format::Q5_1 | Format::Q5_K) => 0,
-        (Bytes::Unsigned, _) => 128,
-        (Bytes::Signed, _) => 0,
-    };
-    for (r, row) in rows.iter().enumerate() {
-        for (g, out) in out.chunks_exact_mut(header + Q8_GROUP).enumerate() {
-            let Group { q, scale, min } = format.decode_group(row, g);
-            for h in 0..HALVES {
-                let min = min[h] + scale[h] * offset as f32;
-                out[(h * STRIP + r) * 4..][..4].copy_from_slice(&scale[h].to_le_bytes());
-                out[((HALVES + h) * STRIP + r) * 4..][..4].copy_from_slice(&min.to_le_bytes());
-            }
-            scatter(&q.map(|q| (i16::from(q) + offset) as u8), r, &mut out[header..]);
-        }
-    }
-}
+// Beside 16 rows of GGUF blocks.
+const _: () = assert!(Blocks::Q4.bytes() == 16 * 2 * Format::Q4_0.block_bytes());
+const _: () = assert!(Blocks::Q4.bytes() == 16 * 2 * Format::IQ4_NL.block_bytes());
+const _: () = assert!(Blocks::Q8.bytes() == 16 * 2 * Format::Q8_0.block_bytes());
+const _: () = assert!(Blocks::MXFP4.bytes() == 16 * 4 * Format::MXFP4.block_bytes());
+const _: () = assert!(Blocks::Q4K.bytes() == 16 * Format::Q4_K.block_bytes() + 64);
+const _: () = assert!(Blocks::Q5K.bytes() == 16 * Format::Q5_K.block_bytes() + 64);
+const _: () = assert!(Blocks::Q3K.bytes() == 16 * Format::Q3_K.block_bytes() + 96);
+const _: () = assert!(Blocks::Q6K.bytes() == 16 * Format::Q6_K.block_bytes() + 32);
+const _: () = assert!(Blocks::IQ4_XS.bytes() == 16 * Format::IQ4_XS.block_bytes() + 64);
 
 /// Decodes column group `g` of a packed strip: the scalar reference of the layouts, as `(row, group)` values.
 ///
@@ -278,54 +208,62 @@ pub fn unpack_group(layout: Layout, bytes: Bytes, strip: &[u8], g: usize) -> [Gr
 }
 
 fn unpack_row_group(layout: Layout, bytes: Bytes, strip: &[u8], g: usize, r: usize) -> Group {
-    let half_at = |at: usize| f16::from_le_bytes([strip[at], strip[at + 1]]).to_f32();
-    let float_at = |at: usize| f32::from_le_bytes(strip[at..at + 4].try_into().expect("4 bytes"));
-    let byte = |cells: usize, i: usize| strip[cells + i / 4 * 64 + r * 4 + i % 4];
-    let nibble = |cells: usize, i: usize| byte(cells, i % 16) >> (i / 16 * 4) & 15;
+    let blocks = layout.blocks();
+    let (block, cells, i) = (&strip[blocks.start(g)..], &strip[blocks.cells(g)..], g % blocks.groups);
+    let half_at = |at: usize| f16::from_le_bytes([block[at + r * 2], block[at + r * 2 + 1]]).to_f32();
+    let float_at = |at: usize| f32::from_le_bytes(block[at + r * 4..][..4].try_into().expect("4 bytes"));
+    let u8_at = |at: usize| f32::from(block[at + r]);
+    let i8_at = |at: usize| f32::from(block[at + r] as i8);
+    let byte = |at: usize, c: usize| cells[at + c / 4 * CELL + r * 4 + c % 4];
+    let nibble = |c: usize| byte(0, c % 16) >> (c / 16 * 4) & 15;
     let signed = |q: u8| if bytes == Bytes::Unsigned { (q ^ 0x80) as i8 } else { q as i8 };
+    let whole = |scale: f32, q: [i8; GROUP]| Group { q, scale: [scale; 2], min: [0.0; 2] };
+    let with_min = |q: [i8; GROUP]| {
+        let (scale, min) = (half_at(0) * u8_at(SCALES + i * STRIP), half_at(32) * u8_at(MINS + i * STRIP));
+        Group { q, scale: [scale; 2], min: [min; 2] }
+    };
+    let by_halves = |q: [i8; GROUP]| {
+        let scale = |h: usize| half_at(0) * i8_at(SCALES + (2 * i + h) * STRIP);
+        Group { q, scale: [scale(0), scale(1)], min: [0.0; 2] }
+    };
     match layout {
-        Layout::Q8 => {
-            let cells = PairLayout::Q8.cells(g);
-            let scale = half_at(PairLayout::Q8.scales(g) + r * 2);
-            Group { q: std::array::from_fn(|i| signed(byte(cells, i))), scale: [scale; 2], min: [0.0; 2] }
+        Layout::Q8 => whole(half_at(i * 32), std::array::from_fn(|c| signed(byte(0, c)))),
+        Layout::Q4 => whole(half_at(i * 32), std::array::from_fn(|c| nibble(c) as i8 - 8)),
+        Layout::Iq4Nl => whole(half_at(i * 32), std::array::from_fn(|c| IQ4_VALUES[usize::from(nibble(c))])),
+        Layout::Mxfp4 => {
+            let q = std::array::from_fn(|c| MXFP4_VALUES[usize::from(nibble(c))]);
+            whole(e8m0_half(block[i * STRIP + r]), q)
         }
-        Layout::Q4 => {
-            let cells = PairLayout::Q4.cells(g);
-            let scale = half_at(PairLayout::Q4.scales(g) + r * 2);
-            Group { q: std::array::from_fn(|i| nibble(cells, i) as i8 - 8), scale: [scale; 2], min: [0.0; 2] }
+        Layout::Q4K => with_min(std::array::from_fn(|c| nibble(c) as i8)),
+        Layout::Q5K => {
+            let fifth = |c: usize| !byte(HIGH_BITS, c % 4) >> (c / 4) & 1;
+            with_min(std::array::from_fn(|c| (nibble(c) | fifth(c) << 4) as i8))
         }
-        Layout::Q4K => {
-            let block = g / 8 * Q4K_BLOCK;
-            let at = block + 64 + g % 8 * STRIP + r;
-            let scale = half_at(block + r * 2) * f32::from(strip[at]);
-            let min = half_at(block + 32 + r * 2) * f32::from(strip[at + 128]);
-            let cells = block + Q4K_HEADER + g % 8 * Q4_GROUP;
-            Group { q: std::array::from_fn(|i| nibble(cells, i) as i8), scale: [scale; 2], min: [min; 2] }
+        Layout::Q3K => {
+            let bits = |number: usize, c: usize, shift: usize| byte(number * CELL, c % 4) >> shift;
+            let q = |c: usize| match c / 4 {
+                6 => bits(0, c, 3) & 3 | (bits(1, c, 3) & 1) << 2,
+                7 => bits(2, c, 3) & 3 | (bits(1, c, 4) & 1) << 2,
+                cell => bits(cell / 2, c, cell % 2 * 5) & 7,
+            };
+            by_halves(std::array::from_fn(|c| q(c) as i8 - 4))
         }
         Layout::Q6K => {
-            let block = g / 8 * Q6K_BLOCK;
-            let d = half_at(block + r * 2);
-            let scales = block + Q6K_SCALES + g % 8 * 2 * STRIP + r;
-            let scale = |h: usize| d * f32::from(strip[scales + h * STRIP] as i8);
-            let cells = block + Q6K_HEADER + g % 8 * Q6K_GROUP;
-            let high = |i: usize| byte(cells + Q4_GROUP, i % 8) >> (i / 8 * 2) & 3;
-            let q = std::array::from_fn(|i| (nibble(cells, i) | high(i) << 4) as i8 - 32);
-            Group { q, scale: [scale(0), scale(1)], min: [0.0; 2] }
+            let high = |c: usize| byte(HIGH_BITS, c % 8) >> (c / 8 * 2) & 3;
+            by_halves(std::array::from_fn(|c| (nibble(c) | high(c) << 4) as i8 - 32))
+        }
+        Layout::Iq4Xs => {
+            let scale = half_at(0) * i8_at(SCALES + i * STRIP);
+            whole(scale, std::array::from_fn(|c| IQ4_VALUES[usize::from(nibble(c))]))
         }
         Layout::W8 | Layout::W8Half => {
             let halves = if layout == Layout::W8 { 1 } else { 2 };
-            let start = g * (halves * 128 + Q8_GROUP);
-            let scale: [f32; 2] = std::array::from_fn(|h| float_at(start + (h % halves * STRIP + r) * 4));
-            let min: [f32; 2] =
-                std::array::from_fn(|h| float_at(start + ((halves + h % halves) * STRIP + r) * 4));
+            let scale: [f32; 2] = std::array::from_fn(|h| float_at(h % halves * 64));
+            let min: [f32; 2] = std::array::from_fn(|h| float_at((halves + h % halves) * 64));
             // Unsigned bytes above 127 do not fit an i8: shift the range down and the minimum with it.
-            let (shift, q): (i16, [i8; GROUP]) = match bytes {
-                Bytes::Signed => (0, std::array::from_fn(|i| byte(start + halves * 128, i) as i8)),
-                Bytes::Unsigned => {
-                    (128, std::array::from_fn(|i| (i16::from(byte(start + halves * 128, i)) - 128) as i8))
-                }
-            };
-            Group { q, scale, min: std::array::from_fn(|h| min[h] - scale[h] * f32::from(shift)) }
+            let shift = if bytes == Bytes::Unsigned { 128.0 } else { 0.0 };
+            let q = std::array::from_fn(|c| signed(byte(0, c)));
+            Group { q, scale, min: std::array::from_fn(|h| min[h] - scale[h] * shift) }
         }
         Layout::F32 | Layout::F16 | Layout::BF16 => unreachable!("a float layout has no groups"),
     }

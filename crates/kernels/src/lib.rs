@@ -14,6 +14,7 @@ mod arch;
 #[allow(unsafe_code)]
 pub mod attention;
 pub mod bandwidth;
+#[allow(unsafe_code)]
 mod elementwise;
 pub mod format;
 #[allow(unsafe_code)]
@@ -25,6 +26,8 @@ pub mod matrix;
 pub mod ops;
 #[allow(unsafe_code)]
 pub mod panel;
+#[allow(unsafe_code)]
+pub mod peak;
 #[allow(unsafe_code)]
 pub mod pool;
 #[allow(unsafe_code)]

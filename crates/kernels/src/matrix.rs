@@ -1,23 +1,24 @@
-//! A packed weight matrix and how it is packed.
+//! A weight matrix, packed or as it lies in a model file, and how it is packed.
 
 use crate::format::Format;
 use crate::isa::Isa;
 use crate::layout::{self, Bytes, Layout, STRIP};
 use crate::pool::Pool;
 use crate::shared::SharedMut;
+use std::cell::RefCell;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// `rows` x `cols` weights in a packed layout. The bytes belong to whoever made it: memory of its own or a mapped file.
+/// `rows` x `cols` weights. The bytes belong to whoever made it: memory of its own or a mapped file. They are in a packed
+/// layout or *plain*: GGUF rows, which are packed strip by strip whenever they are multiplied. Both give the same bits.
 #[derive(Clone)]
 pub struct Matrix {
-    layout: Layout,
+    shape: Shape,
     bytes: Bytes,
-    rows: usize,
-    cols: usize,
     storage: Arc<dyn AsRef<[u8]> + Send + Sync>,
     range: Range<usize>,
+    plain: bool,
 }
 
 /// The shape of a matrix to be packed.
@@ -35,27 +36,61 @@ impl Shape {
         self.rows.div_ceil(STRIP).checked_mul(Layout::of(self.format).strip_bytes(self.cols))
     }
 
+    /// Bytes of the GGUF rows; `None` where a row is not a whole number of blocks or the size overflows.
+    pub fn plain_bytes(self) -> Option<usize> {
+        self.rows.checked_mul(self.format.row_bytes(self.cols)?)
+    }
+
+    /// Strips of the packed matrix.
+    pub fn strips(self) -> usize {
+        self.rows.div_ceil(STRIP)
+    }
+
+    /// Bytes of each of them.
+    pub fn strip_bytes(self) -> usize {
+        Layout::of(self.format).strip_bytes(self.cols)
+    }
+
     /// Packs the GGUF rows in `source` into `out`, in parallel.
     ///
     /// # Panics
     /// If `source` or `out` has the wrong length.
     pub fn pack(self, isa: Isa, pool: &Pool, source: &[u8], out: &mut [u8]) {
-        let row_bytes = self.format.row_bytes(self.cols).expect("a row is a whole number of blocks");
-        assert_eq!(source.len(), self.rows * row_bytes, "source length of {self:?}");
-        assert_eq!(Some(out.len()), self.packed_bytes(), "packed length of {self:?}");
-        let strip_bytes = Layout::of(self.format).strip_bytes(self.cols);
+        self.pack_strips(isa, pool, source, 0..self.strips(), out);
+    }
+
+    /// Packs some of the strips of the matrix whose GGUF rows are `source` into `out`, in parallel.
+    ///
+    /// # Panics
+    /// If there are no such strips, or `source` or `out` has the wrong length.
+    pub fn pack_strips(self, isa: Isa, pool: &Pool, source: &[u8], strips: Range<usize>, out: &mut [u8]) {
+        let strip_bytes = self.strip_bytes();
+        assert!(strips.end <= self.strips(), "strips {strips:?} of {self:?}");
+        assert_eq!(Some(source.len()), self.plain_bytes(), "source length of {self:?}");
+        assert_eq!(out.len(), strips.len() * strip_bytes, "packed length of {strips:?} of {self:?}");
         let out = SharedMut::new(out);
-        pool.run(self.rows.div_ceil(STRIP), &|s| {
-            let rows = s * STRIP..self.rows.min((s + 1) * STRIP);
-            let mut strip: [&[u8]; STRIP] = [&[]; STRIP];
-            for (slot, row) in strip.iter_mut().zip(rows.clone()) {
-                *slot = &source[row * row_bytes..][..row_bytes];
-            }
+        pool.run(strips.len(), &|i| {
             // SAFETY: each item writes its own strip.
-            let out = unsafe { out.slice(s * strip_bytes, strip_bytes) };
-            layout::pack_strip(self.format, isa.bytes(), &strip[..rows.len()], self.cols, out);
+            let out = unsafe { out.slice(i * strip_bytes, strip_bytes) };
+            self.pack_strip(isa.bytes(), source, strips.start + i, out);
         });
     }
+
+    fn pack_strip(self, bytes: Bytes, source: &[u8], strip: usize, out: &mut [u8]) {
+        let row_bytes = self.format.row_bytes(self.cols).expect("a row is a whole number of blocks");
+        let rows = strip * STRIP..self.rows.min((strip + 1) * STRIP);
+        let mut views: [&[u8]; STRIP] = [&[]; STRIP];
+        for (view, row) in views.iter_mut().zip(rows.clone()) {
+            *view = &source[row * row_bytes..][..row_bytes];
+        }
+        layout::pack_strip(self.format, bytes, &views[..rows.len()], self.cols, out);
+    }
+}
+
+thread_local! {
+    /// Where a thread packs strips of plain matrices, kept from one multiplication to the next. As many as a
+    /// multiplication uses at once, each as large as the largest item was (see `ops::strips_per_item`).
+    static SCRATCH: RefCell<Vec<AlignedBytes>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Matrix {
@@ -67,12 +102,22 @@ impl Matrix {
         storage: Arc<dyn AsRef<[u8]> + Send + Sync>,
         range: Range<usize>,
     ) -> Option<Matrix> {
-        let bytes = (*storage).as_ref().get(range.clone())?;
-        if Some(bytes.len()) != shape.packed_bytes() {
-            return None;
-        }
-        let Shape { format, rows, cols } = shape;
-        Some(Matrix { layout: Layout::of(format), bytes: isa.bytes(), rows, cols, storage, range })
+        let len = (*storage).as_ref().get(range.clone())?.len();
+        let fits = Some(len) == shape.packed_bytes();
+        fits.then(|| Matrix { shape, bytes: isa.bytes(), storage, range, plain: false })
+    }
+
+    /// The matrix whose GGUF rows are `storage[range]`, to be multiplied by `isa` without packing all of it; `None` where
+    /// the range is outside of the storage or has the wrong length.
+    pub fn plain(
+        shape: Shape,
+        isa: Isa,
+        storage: Arc<dyn AsRef<[u8]> + Send + Sync>,
+        range: Range<usize>,
+    ) -> Option<Matrix> {
+        let len = (*storage).as_ref().get(range.clone())?.len();
+        let fits = shape.packed_bytes().is_some() && Some(len) == shape.plain_bytes();
+        fits.then(|| Matrix { shape, bytes: isa.bytes(), storage, range, plain: true })
     }
 
     /// Packs GGUF rows into memory of the matrix's own.
@@ -87,19 +132,15 @@ impl Matrix {
     }
 
     pub fn layout(&self) -> Layout {
-        self.layout
+        Layout::of(self.shape.format)
     }
 
     pub fn rows(&self) -> usize {
-        self.rows
+        self.shape.rows
     }
 
     pub fn cols(&self) -> usize {
-        self.cols
-    }
-
-    pub fn len_bytes(&self) -> usize {
-        self.range.len()
+        self.shape.cols
     }
 
     pub(crate) fn bytes_kind(&self) -> Bytes {
@@ -107,21 +148,42 @@ impl Matrix {
     }
 
     pub(crate) fn strips(&self) -> usize {
-        self.rows.div_ceil(STRIP)
+        self.shape.strips()
     }
 
     pub(crate) fn strip_bytes(&self) -> usize {
-        self.layout.strip_bytes(self.cols)
+        self.shape.strip_bytes()
     }
 
-    pub(crate) fn as_slice(&self) -> &[u8] {
-        &(*self.storage).as_ref()[self.range.clone()]
+    /// Calls `f` with the packed strips from `start` on: as they lie, or packed just now into memory of the thread's.
+    pub(crate) fn with_strips(&self, start: usize, count: usize, f: impl FnOnce(&[u8])) {
+        let strip_bytes = self.strip_bytes();
+        let stored = &(*self.storage).as_ref()[self.range.clone()];
+        if !self.plain {
+            return f(&stored[start * strip_bytes..][..count * strip_bytes]);
+        }
+        let mut scratch = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_else(|| AlignedBytes::zeroed(0));
+        if scratch.len < count * strip_bytes {
+            scratch = AlignedBytes::zeroed(count * strip_bytes);
+        }
+        let packed = &mut scratch.as_mut_slice()[..count * strip_bytes];
+        for i in 0..count {
+            self.shape.pack_strip(
+                self.bytes,
+                stored,
+                start + i,
+                &mut packed[i * strip_bytes..][..strip_bytes],
+            );
+        }
+        f(packed);
+        SCRATCH.with_borrow_mut(|all| all.push(scratch));
     }
 }
 
 impl fmt::Debug for Matrix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Matrix({:?}, {} x {})", self.layout, self.rows, self.cols)
+        let plain = if self.plain { ", plain" } else { "" };
+        write!(f, "Matrix({:?}, {} x {}{plain})", self.layout(), self.rows(), self.cols())
     }
 }
 

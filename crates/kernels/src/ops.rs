@@ -54,6 +54,19 @@ impl Rows {
         &mut self.data[i * self.stride..][..self.cols]
     }
 
+    /// Drops all rows but these.
+    ///
+    /// # Panics
+    /// If they are not in ascending order, or there is no such row.
+    pub fn keep(&mut self, rows: &[usize]) {
+        assert!(rows.is_sorted_by(|a, b| a < b), "rows in ascending order");
+        for (to, &from) in rows.iter().enumerate() {
+            assert!(from < self.count, "row {from} of {}", self.count);
+            self.data.copy_within(from * self.stride..(from + 1) * self.stride, to * self.stride);
+        }
+        self.count = rows.len();
+    }
+
     pub(crate) fn shared(&mut self) -> SharedRows<'_> {
         let len = self.count * self.stride;
         SharedRows { data: SharedMut::new(&mut self.data[..len]), cols: self.cols, stride: self.stride }
@@ -147,6 +160,9 @@ impl<'a> Product<'a> {
 /// the shape tokens x rows.
 pub fn multiply(context: Context<'_>, activations: &Activations, products: &mut [Product<'_>]) {
     let tokens = activations.tokens();
+    if tokens == 0 {
+        return;
+    }
     let mut first_item = 0;
     let parts: Vec<_> = products
         .iter_mut()
@@ -164,9 +180,11 @@ pub fn multiply(context: Context<'_>, activations: &Activations, products: &mut 
         let &(first, chunk, matrix, out, add) = part.expect("the first part starts at item 0");
         let start = (item - first) * chunk;
         let count = chunk.min(matrix.strips() - start);
-        for panel in panels(tokens) {
-            tile(context, matrix, start, count, activations, panel, &out, add);
-        }
+        matrix.with_strips(start, count, |strips| {
+            for panel in panels(tokens) {
+                tile(context, matrix, strips, start, activations, panel, &out, add);
+            }
+        });
     });
 }
 
@@ -192,18 +210,21 @@ pub fn multiply_swiglu(
     context.pool.run(gate.strips().div_ceil(chunk), &|item| {
         let start = item * chunk;
         let count = chunk.min(gate.strips() - start);
-        for panel in panels(tokens) {
-            tile(context, gate, start, count, activations, panel.clone(), &gate_out, false);
-            tile(context, up, start, count, activations, panel.clone(), &up_out, false);
-            for t in panel {
-                // SAFETY: this item alone touches these columns, and the table proves the instruction set.
-                unsafe {
-                    let gate = gate_out.part(t, start * STRIP, count * STRIP);
-                    let up = up_out.part(t, start * STRIP, count * STRIP);
-                    (context.table.silu_mul)(gate, up);
+        let multiply = |gate_strips: &[u8], up_strips: &[u8]| {
+            for panel in panels(tokens) {
+                tile(context, gate, gate_strips, start, activations, panel.clone(), &gate_out, false);
+                tile(context, up, up_strips, start, activations, panel.clone(), &up_out, false);
+                for t in panel {
+                    // SAFETY: this item alone touches these columns, and the table proves the instruction set.
+                    unsafe {
+                        let gate = gate_out.part(t, start * STRIP, count * STRIP);
+                        let up = up_out.part(t, start * STRIP, count * STRIP);
+                        (context.table.silu_mul)(gate, up);
+                    }
                 }
             }
-        }
+        };
+        gate.with_strips(start, count, |gate| up.with_strips(start, count, |up| multiply(gate, up)));
     });
 }
 
@@ -221,13 +242,13 @@ fn strips_per_item(context: Context<'_>, matrix: &Matrix, tokens: usize) -> usiz
     (cached.min(balanced) / 4 * 4).max(4).max(most)
 }
 
-/// `count` strips from `start` on times one panel.
+/// The packed `strips` of a matrix, of which they are those from `start` on, times one panel.
 #[allow(clippy::too_many_arguments, reason = "the coordinates of a tile")]
 fn tile(
     context: Context<'_>,
     matrix: &Matrix,
+    strips: &[u8],
     start: usize,
-    count: usize,
     activations: &Activations,
     panel: std::ops::Range<usize>,
     out: &SharedRows<'_>,
@@ -239,11 +260,10 @@ fn tile(
         "{matrix:?} is packed for another instruction set"
     );
     let strip_bytes = matrix.strip_bytes();
-    let strips = &matrix.as_slice()[start * strip_bytes..][..count * strip_bytes];
     let args = TileArgs {
         strips: strips.as_ptr(),
         strip_bytes,
-        strip_count: count,
+        strip_count: strips.len() / strip_bytes,
         cols: matrix.cols(),
         panel: match matrix.layout() {
             Layout::F32 | Layout::F16 => activations.float_panel(panel.start),
@@ -255,9 +275,9 @@ fn tile(
         add,
     };
     let tile = context.table.tiles(matrix.layout())[width_index(panel.len())];
-    // SAFETY: the strips were just sliced; the panel is one of `panels(tokens)` with the matrix's columns (checked by
-    // the callers); rows of `out` have room for whole strips and this item alone writes these; the table proves the
-    // instruction set.
+    // SAFETY: the strips are whole ones of the matrix; the panel is one of `panels(tokens)` with the matrix's columns (both
+    // checked by the callers); rows of `out` have room for whole strips and this item alone writes these; the table
+    // proves the instruction set.
     unsafe { tile(&args) }
 }
 

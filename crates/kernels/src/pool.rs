@@ -27,7 +27,11 @@ pub struct Pool {
     workers: Vec<JoinHandle<()>>,
     /// One run at a time.
     running: Mutex<()>,
+    start: Arc<Start>,
 }
+
+/// What a thread does before it computes.
+type Start = dyn Fn(usize) + Send + Sync;
 
 type Task = *const (dyn Fn(usize) + Sync);
 
@@ -66,6 +70,13 @@ fn open(ticket: u64) -> bool {
 impl Pool {
     /// A pool of `threads` threads, the caller of [`Pool::run`] among them.
     pub fn new(threads: usize) -> Pool {
+        Pool::with_start(threads, |_| ())
+    }
+
+    /// As [`Pool::new`]. Each thread calls `start` with its number before it computes: the pool's own are 1 and up, the
+    /// caller of [`Pool::run`] is 0 and says when by [`Pool::enter`]. `start` may not panic.
+    pub fn with_start(threads: usize, start: impl Fn(usize) + Send + Sync + 'static) -> Pool {
+        let start: Arc<Start> = Arc::new(start);
         let workers = threads.clamp(1, THREADS_MAX) - 1;
         fn nothing(_: usize) {}
         let shared = Arc::new(Shared {
@@ -80,15 +91,21 @@ impl Pool {
         });
         let workers = (0..workers)
             .map(|i| {
-                let shared = Arc::clone(&shared);
+                let (shared, start) = (Arc::clone(&shared), Arc::clone(&start));
                 let name = format!("dunlin-{}", i + 1);
-                thread::Builder::new()
-                    .name(name)
-                    .spawn(move || shared.work(i))
-                    .expect("a thread can be started")
+                let run = move || {
+                    start(i + 1);
+                    shared.work(i);
+                };
+                thread::Builder::new().name(name).spawn(run).expect("a thread can be started")
             })
             .collect();
-        Pool { shared, workers, running: Mutex::new(()) }
+        Pool { shared, workers, running: Mutex::new(()), start }
+    }
+
+    /// Makes the calling thread the one that computes beside the pool's own.
+    pub fn enter(&self) {
+        (self.start)(0);
     }
 
     pub fn threads(&self) -> usize {
@@ -250,6 +267,17 @@ mod tests {
             }
         }
         assert_eq!(total.into_inner(), 20_000 * 6);
+    }
+
+    #[test]
+    fn every_thread_starts_once() {
+        let (sender, started) = std::sync::mpsc::channel();
+        let pool = Pool::with_start(3, move |number| sender.send(number).expect("the test listens"));
+        pool.enter();
+        drop(pool);
+        let mut numbers: Vec<usize> = started.iter().collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, [0, 1, 2]);
     }
 
     #[test]

@@ -131,11 +131,16 @@ fn add_engine(page: &mut Exposition, stats: Stats) {
     let capacity = stats.kv_tokens_capacity;
     let ratio = if capacity == 0 { 0.0 } else { stats.kv_tokens_used as f64 / capacity as f64 };
     let bytes_used = (ratio * stats.kv_bytes_capacity as f64) as u64;
+    let packed = match stats.weights_bytes {
+        0 => 0.0,
+        bytes => stats.weights_packed_bytes as f64 / bytes as f64,
+    };
     page.counter("dunlin_prompt_tokens_total", "Prompt tokens computed.", stats.prompt_tokens_total);
     page.counter("dunlin_generation_tokens_total", "Tokens generated.", stats.generation_tokens_total);
     page.counter("dunlin_forward_passes_total", "Forward passes of the model.", stats.steps_total);
     page.gauge("dunlin_requests_running", "Generations being computed.", stats.requests_running);
     page.gauge("dunlin_requests_waiting", "Generations waiting for a slot.", stats.requests_waiting);
+    page.gauge("dunlin_weights_packed_ratio", "Part of the weights that is packed, 0 to 1.", packed);
     page.gauge("dunlin_kv_cache_usage_ratio", "Part of the KV cache in use, 0 to 1.", ratio);
     page.gauge("dunlin_kv_cache_tokens", "Tokens in the KV cache.", stats.kv_tokens_used);
     page.gauge("dunlin_kv_cache_capacity_tokens", "Tokens that the KV cache can hold.", capacity);

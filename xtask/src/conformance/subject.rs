@@ -90,7 +90,7 @@ impl Subject for Engine {
         }
         // The reference's cache holds floats. With halves, BF16 models, whose activations are rounded coarsely, would
         // differ by nearly what is allowed: a small difference decides how many of them are rounded.
-        let mut cache = KvCache::with_format(&model, KvFormat::F32, tokens.len());
+        let mut cache = KvCache::new(&model, KvFormat::F32, tokens.len());
         let mut pages = Vec::new();
         assert!(cache.reserve(&mut pages, tokens.len()), "the cache was made for all tokens");
         let step = SequenceStep { tokens, position: 0, pages: &pages, outputs: tokens.len() };

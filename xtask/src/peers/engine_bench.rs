@@ -1,17 +1,20 @@
-//! `engine-bench`: the engine's speed in a process of its own, in the terms of `llama-bench`.
+//! `engine-bench`: the engine's speed in a process of its own, in the terms of `llama-bench` and `llama-batched-bench`.
 //!
-//! As there: random tokens, one run of each kind to warm up, then a prefill from an empty context, then decoding from an
-//! empty context, one token a step. Tokens are drawn at random and not taken from the logits, so nothing is sampled.
+//! As there: random tokens, then a prefill, and decoding, one token a step for each stream, from a context of a given
+//! depth. Tokens are drawn at random and not taken from the logits, so nothing is sampled.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
-use engine::model::{Forward, SequenceStep};
-use engine::{Isa, KvCache, Model, OpenOptions, Pool};
-use serde_json::json;
+use engine::model::{Forward, Outcome, SequenceStep};
+use engine::{Isa, KvCache, KvFormat, Model, OpenOptions, Pool};
+use serde_json::{Value, json};
 use stdx::random::Random;
+
+/// Tokens of a prompt that go through in one step; `llama-bench` has the same (`--ubatch-size`).
+const CHUNK_TOKENS: usize = 512;
 
 /// Measure the engine alone, for `peers`
 #[derive(clap::Args)]
@@ -19,12 +22,21 @@ pub(crate) struct Args {
     model: PathBuf,
     #[arg(long, default_value_t = 2)]
     threads: usize,
-    /// Tokens of the prefill
+    /// Tokens of the prefill; with --streams, tokens that each stream has before it decodes
     #[arg(long, default_value_t = 512)]
     prefill: usize,
     /// Tokens to decode
     #[arg(long, default_value_t = 64)]
     decode: usize,
+    /// Tokens of context before the first
+    #[arg(long, default_value_t = 0, conflicts_with = "streams")]
+    depth: usize,
+    /// Format of the key-value cache
+    #[arg(long, default_value = KvFormat::F16.name())]
+    kv: KvFormat,
+    /// Decode so many sequences at once
+    #[arg(long, value_delimiter = ',')]
+    streams: Vec<usize>,
     #[arg(long)]
     isa: Option<Isa>,
     /// Where packed weights are kept
@@ -34,7 +46,6 @@ pub(crate) struct Args {
 
 /// Prints one JSON object.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    ensure!(args.prefill > 0 && args.decode > 0, "there must be something to do");
     let pool = Pool::new(args.threads);
     let isa = args.isa.unwrap_or_else(Isa::detect);
     // The folder that `dunlin serve` packs into, so that a model is packed once for both.
@@ -44,39 +55,133 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let model = Model::open(&args.model, &options, &pool, &mut |_| ())
         .with_context(|| format!("cannot open {}", args.model.display()))?;
     let open_s = started.elapsed().as_secs_f64();
+    if let Outcome::MemoryInstead { path, error } = model.packing() {
+        anyhow::bail!("cannot keep packed weights in {}: {error}", path.display());
+    }
 
-    let mut random = Random::new(1);
-    let tokens: Vec<u32> =
-        (0..args.prefill.max(args.decode)).map(|_| random.below(model.vocabulary() as u64) as u32).collect();
-    let (prompt, decoded) = (&tokens[..args.prefill], &tokens[..args.decode]);
-    let mut cache = KvCache::new(&model, tokens.len());
-    let mut pages = Vec::new();
-    ensure!(cache.reserve(&mut pages, tokens.len()), "the cache is too small");
-    let mut forward = Forward::new(&model, &pool);
-    // Returns seconds. Steps begin at position 0, so what an earlier run left in the cache is written over.
-    let mut time = |steps: &mut dyn Iterator<Item = &[u32]>| {
-        let started = Instant::now();
-        let mut position = 0;
-        for tokens in steps {
-            forward.step(&[SequenceStep { tokens, position, pages: &pages, outputs: 1 }], &mut cache);
-            position += tokens.len();
-        }
-        started.elapsed().as_secs_f64()
-    };
-
-    time(&mut std::iter::once(prompt));
-    let prefill_s = time(&mut std::iter::once(prompt));
-    time(&mut decoded[..1].chunks(1));
-    let decode_s = time(&mut decoded.chunks(1));
-    let figures = json!({
+    let mut figures = json!({
         "isa": isa.name(),
         "threads": pool.threads(),
         "packing": format!("{:?}", model.packing()),
-        "bytes_per_token": model.bytes_per_token(),
         "open_s": open_s,
-        "prefill_tokens_per_s": args.prefill as f64 / prefill_s,
-        "decode_tokens_per_s": args.decode as f64 / decode_s,
     });
+    if args.streams.is_empty() {
+        let mut bench = Bench::new(&model, &pool, args.kv, 1, args.depth + args.prefill.max(args.decode))?;
+        bench.prompt(0, 0, args.depth);
+        figures["prefill"] = bench.prefill(args.depth, args.prefill);
+        figures["decode"] = bench.decode(1, args.depth, args.decode);
+    } else {
+        let streams_max = args.streams.iter().copied().max().unwrap_or(1);
+        let mut bench = Bench::new(&model, &pool, args.kv, streams_max, args.prefill + args.decode)?;
+        let batch = |&streams: &usize| {
+            (0..streams).for_each(|stream| bench.prompt(stream, 0, args.prefill));
+            let mut figures = bench.decode(streams, args.prefill, args.decode);
+            figures["streams"] = json!(streams);
+            figures
+        };
+        figures["batch"] = args.streams.iter().map(batch).collect();
+    }
     println!("{figures}");
     Ok(ExitCode::SUCCESS)
+}
+
+/// A model at work for some sequences of random tokens.
+struct Bench<'a> {
+    model: &'a Model,
+    forward: Forward<'a>,
+    cache: KvCache,
+    /// The pages of each sequence.
+    pages: Vec<Vec<u32>>,
+    tokens: Vec<u32>,
+}
+
+impl<'a> Bench<'a> {
+    /// For `streams` sequences of at most `positions` tokens.
+    fn new(
+        model: &'a Model,
+        pool: &'a Pool,
+        kv: KvFormat,
+        streams: usize,
+        positions: usize,
+    ) -> anyhow::Result<Bench<'a>> {
+        ensure!(positions > 0 && streams > 0, "there must be something to do");
+        let mut random = Random::new(1);
+        let mut random_token = || random.below(model.vocabulary() as u64) as u32;
+        let tokens = (0..positions).map(|_| random_token()).collect();
+        // A sequence has whole pages.
+        let page_tokens = KvCache::new(model, kv, 1).tokens_capacity();
+        let capacity = streams * positions.next_multiple_of(page_tokens);
+        let mut cache = KvCache::new(model, kv, capacity);
+        let mut pages = vec![Vec::new(); streams];
+        for pages in &mut pages {
+            ensure!(cache.reserve(pages, positions), "the cache is too small");
+        }
+        let mut bench = Bench { model, forward: Forward::new(model, pool), cache, pages, tokens };
+        bench.prompt(0, 0, 1);
+        // Where the packed file turned out to be damaged, it is being made anew.
+        model.settle();
+        Ok(bench)
+    }
+
+    /// Computes `tokens` tokens of a sequence from `position`, in chunks. What an earlier run left in the cache is written over.
+    fn prompt(&mut self, stream: usize, position: usize, tokens: usize) {
+        let mut position = position;
+        for chunk in self.tokens[..tokens].chunks(CHUNK_TOKENS) {
+            let step = SequenceStep { tokens: chunk, position, pages: &self.pages[stream], outputs: 1 };
+            self.forward.step(&[step], &mut self.cache);
+            position += chunk.len();
+        }
+    }
+
+    /// One token for each of `streams` sequences that have `position` tokens.
+    fn step(&mut self, streams: usize, position: usize) {
+        let tokens = &self.tokens[position..=position];
+        let steps: Vec<_> = self.pages[..streams]
+            .iter()
+            .map(|pages| SequenceStep { tokens, position, pages, outputs: 1 })
+            .collect();
+        self.forward.step(&steps, &mut self.cache);
+    }
+
+    /// Null of no tokens. What came before, or a first run, has warmed up.
+    fn prefill(&mut self, depth: usize, tokens: usize) -> Value {
+        if tokens == 0 {
+            return Value::Null;
+        }
+        if depth == 0 {
+            self.prompt(0, 0, tokens);
+        }
+        let started = Instant::now();
+        self.prompt(0, depth, tokens);
+        let seconds = started.elapsed().as_secs_f64();
+        json!({
+            "tokens_per_s": tokens as f64 / seconds,
+            "macs_per_token": self.model.prompt_macs_per_token(),
+        })
+    }
+
+    /// Null of no tokens. One step that is not counted warms up.
+    fn decode(&mut self, streams: usize, depth: usize, tokens: usize) -> Value {
+        if tokens == 0 {
+            return Value::Null;
+        }
+        self.step(streams, depth);
+        let started = Instant::now();
+        for token in 0..tokens {
+            self.step(streams, depth + token);
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        json!({
+            "tokens_per_s": (streams * tokens) as f64 / seconds,
+            "read_bytes_per_token": self.read_bytes_per_token(streams, depth, tokens),
+        })
+    }
+
+    /// Weights, which all streams share, and the keys and values of the positions that a token attends to, in the mean of
+    /// `tokens` tokens after `depth`.
+    fn read_bytes_per_token(&self, streams: usize, depth: usize, tokens: usize) -> f64 {
+        let kv_bytes_per_position = self.cache.bytes_capacity() as f64 / self.cache.tokens_capacity() as f64;
+        let positions = depth as f64 + (tokens + 1) as f64 / 2.0;
+        self.model.bytes_per_token() as f64 / streams as f64 + kv_bytes_per_position * positions
+    }
 }

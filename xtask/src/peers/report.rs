@@ -4,63 +4,10 @@ use std::fmt;
 
 use serde_json::{Map, Value, json};
 
+use super::bench::Takes;
 use super::contender::Contender;
-
-/// Something measured of every contender in every round.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Figure {
-    Prefill,
-    Decode,
-    FirstToken,
-    AnonymousMemory,
-    FileMemory,
-    PrivateMemory,
-}
-
-impl Figure {
-    pub(super) const ALL: [Figure; 6] = [
-        Figure::Prefill,
-        Figure::Decode,
-        Figure::FirstToken,
-        Figure::AnonymousMemory,
-        Figure::FileMemory,
-        Figure::PrivateMemory,
-    ];
-
-    pub(super) fn key(self) -> &'static str {
-        match self {
-            Figure::Prefill => "prefill_tokens_per_s",
-            Figure::Decode => "decode_tokens_per_s",
-            Figure::FirstToken => "first_token_s",
-            Figure::AnonymousMemory => "rss_anon_bytes",
-            Figure::FileMemory => "rss_file_bytes",
-            Figure::PrivateMemory => "private_bytes",
-        }
-    }
-
-    fn title(self) -> &'static str {
-        match self {
-            Figure::Prefill => "prefill 512, tokens/s",
-            Figure::Decode => "decode 64, tokens/s",
-            Figure::FirstToken => "start to first token, s",
-            Figure::AnonymousMemory => "private memory (RssAnon), MiB",
-            Figure::FileMemory => "mapped files (RssFile), MiB",
-            Figure::PrivateMemory => "Private_Clean + Private_Dirty, MiB",
-        }
-    }
-
-    fn more_is_better(self) -> bool {
-        matches!(self, Figure::Prefill | Figure::Decode)
-    }
-
-    /// For printing.
-    fn scale(self) -> f64 {
-        match self {
-            Figure::Prefill | Figure::Decode | Figure::FirstToken => 1.0,
-            Figure::AnonymousMemory | Figure::FileMemory | Figure::PrivateMemory => 1.0 / (1 << 20) as f64,
-        }
-    }
-}
+use super::figure::Figure;
+use super::machine::Probe;
 
 /// Median, extremes and count of some samples.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -97,33 +44,95 @@ impl fmt::Display for Spread {
     }
 }
 
-/// One round: the samples of each contender, in the order of [`Contender::ALL`].
-#[derive(Clone, Debug, Default)]
-pub(super) struct Round {
-    pub(super) samples: [Vec<(Figure, f64)>; Contender::ALL.len()],
-    pub(super) bandwidth_before: f64,
-    pub(super) bandwidth_after: f64,
+/// One figure of one contender in one round.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sample {
+    pub(super) contender: Contender,
+    pub(super) figure: Figure,
+    pub(super) value: f64,
+    pub(super) takes: Option<Takes>,
 }
 
-/// One model's rounds.
+/// One task of a round: what all contenders did, between two looks at the machine.
+#[derive(Clone, Debug)]
+pub(super) struct Turn {
+    pub(super) before: Probe,
+    pub(super) samples: Vec<Sample>,
+    pub(super) after: Probe,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Round {
+    pub(super) turns: Vec<Turn>,
+}
+
+/// One model's rounds with one number of threads.
 #[derive(Clone, Debug)]
 pub(super) struct Comparison {
     pub(super) model: String,
     pub(super) model_bytes: u64,
-    /// Bytes of weights that dunlin reads for each decoded token.
-    pub(super) bytes_per_token: Option<u64>,
+    pub(super) threads: usize,
     pub(super) rounds: Vec<Round>,
 }
 
-/// One line of the table.
+/// One line of a table.
 #[derive(Clone, Debug, PartialEq)]
 struct Line {
     figure: Figure,
-    contenders: [Option<Spread>; Contender::ALL.len()],
-    /// The better of llama.cpp's settings.
+    /// By the columns of the figure's table.
+    contenders: Vec<(Contender, Option<Spread>)>,
+    /// The best of llama.cpp's settings.
     reference: Option<Contender>,
     /// How many times better dunlin is than the reference, round by round.
     ratio: Option<Spread>,
+    /// The part that dunlin used of what bounds it, task by task.
+    share: Option<(Bound, Spread)>,
+}
+
+/// What there is only so much of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bound {
+    Read,
+    Macs,
+}
+
+impl Turn {
+    fn share(&self, sample: &Sample) -> Option<(Bound, f64)> {
+        let (bound, per_token, before, after) = match sample.takes? {
+            Takes::ReadBytes(bytes) => {
+                (Bound::Read, bytes, self.before.read_bytes_per_s, self.after.read_bytes_per_s)
+            }
+            Takes::Macs(macs) => (Bound::Macs, macs, self.before.macs_per_s, self.after.macs_per_s),
+        };
+        Some((bound, sample.value * per_token / f64::midpoint(before, after)))
+    }
+}
+
+impl Round {
+    fn samples(&self) -> impl Iterator<Item = (&Turn, &Sample)> {
+        self.turns.iter().flat_map(|turn| turn.samples.iter().map(move |sample| (turn, sample)))
+    }
+
+    fn sample(&self, figure: Figure, contender: Contender) -> Option<f64> {
+        let is = |sample: &&Sample| sample.figure == figure && sample.contender == contender;
+        self.samples().map(|(_, sample)| sample).find(is).map(|sample| sample.value)
+    }
+}
+
+impl Bound {
+    fn name(self) -> &'static str {
+        match self {
+            Bound::Read => "the memory read",
+            Bound::Macs => "the dot products",
+        }
+    }
+
+    fn key(self) -> &'static str {
+        match self {
+            Bound::Read => "read_bytes_per_s",
+            Bound::Macs => "macs_per_s",
+        }
+    }
 }
 
 impl Comparison {
@@ -131,11 +140,25 @@ impl Comparison {
         self.rounds.iter().filter_map(|round| round.sample(figure, contender)).collect()
     }
 
+    /// What was measured, in the order of the tasks.
+    fn figures(&self) -> Vec<Figure> {
+        let mut figures = Vec::new();
+        for (_, sample) in self.rounds.iter().flat_map(Round::samples) {
+            if !figures.contains(&sample.figure) {
+                figures.push(sample.figure);
+            }
+        }
+        figures
+    }
+
     fn line(&self, figure: Figure) -> Line {
         let spread = |contender| Spread::of(&self.samples(figure, contender));
-        let reference = [Contender::LlamaRepacked, Contender::LlamaPlain]
-            .into_iter()
-            .filter_map(|contender| Some((contender, spread(contender)?.median)))
+        let contenders: Vec<_> =
+            figure.columns().iter().map(|&contender| (contender, spread(contender))).collect();
+        let reference = contenders
+            .iter()
+            .filter(|(contender, _)| *contender != Contender::Dunlin)
+            .filter_map(|(contender, spread)| Some((*contender, spread.as_ref()?.median)))
             .max_by(|a, b| if figure.more_is_better() { a.1.total_cmp(&b.1) } else { b.1.total_cmp(&a.1) })
             .map(|best| best.0);
         let ratios: Vec<f64> = self
@@ -147,71 +170,104 @@ impl Comparison {
                 Some(if figure.more_is_better() { own / peer } else { peer / own })
             })
             .collect();
-        Line { figure, contenders: Contender::ALL.map(spread), reference, ratio: Spread::of(&ratios) }
+        Line { figure, contenders, reference, ratio: Spread::of(&ratios), share: self.share(figure) }
     }
 
-    fn lines(&self) -> Vec<Line> {
-        Figure::ALL.into_iter().map(|figure| self.line(figure)).collect()
+    fn share(&self, figure: Figure) -> Option<(Bound, Spread)> {
+        let samples = self.rounds.iter().flat_map(Round::samples);
+        let shares: Vec<_> = samples
+            .filter(|(_, sample)| sample.figure == figure)
+            .filter_map(|(turn, sample)| turn.share(sample))
+            .collect();
+        let bound = shares.first()?.0;
+        Some((bound, Spread::of(&shares.iter().map(|share| share.1).collect::<Vec<_>>())?))
     }
 
-    /// The part of the bandwidth around each round that dunlin's decoding used.
-    fn bandwidth_share(&self) -> Option<Spread> {
-        let bytes = self.bytes_per_token? as f64;
-        let share = |round: &Round| {
-            let speed = round.sample(Figure::Decode, Contender::Dunlin)?;
-            Some(speed * bytes / f64::midpoint(round.bandwidth_before, round.bandwidth_after))
-        };
-        Spread::of(&self.rounds.iter().filter_map(share).collect::<Vec<_>>())
+    /// The lines of each table: those of as many columns.
+    fn tables(&self) -> Vec<Vec<Line>> {
+        let mut tables: Vec<Vec<Line>> = Vec::new();
+        for figure in self.figures() {
+            let table = tables.iter_mut().find(|table| table[0].figure.columns() == figure.columns());
+            let line = self.line(figure);
+            match table {
+                Some(table) => table.push(line),
+                None => tables.push(vec![line]),
+            }
+        }
+        tables
     }
 
-    fn bandwidth(&self) -> Option<Spread> {
-        let all = self.rounds.iter().flat_map(|round| [round.bandwidth_before, round.bandwidth_after]);
-        Spread::of(&all.collect::<Vec<_>>())
+    fn title(&self) -> String {
+        let plural = if self.threads == 1 { "" } else { "s" };
+        format!("{}, {} thread{plural}", self.model, self.threads)
     }
 
     pub(super) fn markdown(&self) -> String {
-        let mut out = format!(
-            "| {} ({:.0} MB) | {} | ratio |\n|---|---|---|---|---|\n",
-            self.model,
-            self.model_bytes as f64 / 1e6,
-            Contender::ALL.map(Contender::name).join(" | ")
-        );
-        for line in self.lines() {
-            out += &format!("| {} |\n", line.cells().join(" | "));
+        let mut out = String::new();
+        for table in self.tables() {
+            let names: Vec<_> = table[0].contenders.iter().map(|column| column.0.name()).collect();
+            let (title, megabytes) = (self.title(), self.model_bytes as f64 / 1e6);
+            out += &format!("| {title} ({megabytes:.0} MB) | {} | ratio |\n", names.join(" | "));
+            out += &format!("|{}\n", "---|".repeat(names.len() + 2));
+            for line in table {
+                out += &format!("| {} |\n", line.cells().join(" | "));
+            }
+            out.push('\n');
+        }
+        for line in self.machine_lines() {
+            out += &format!("- {line}\n");
         }
         out
     }
 
-    /// The rows of the table with aligned columns, then what memory did meanwhile.
+    /// Tables with aligned columns, then what the machine did meanwhile.
     pub(super) fn text(&self) -> String {
-        let head =
-            [self.model.as_str()].into_iter().chain(Contender::ALL.map(Contender::name)).chain(["ratio"]);
-        let rows: Vec<Vec<String>> = std::iter::once(head.map(str::to_owned).collect())
-            .chain(self.lines().iter().map(Line::cells))
-            .collect();
-        let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
         let mut out = String::new();
-        for row in &rows {
-            let cells = row.iter().enumerate().map(|(i, cell)| format!("{cell:width$}", width = width(i)));
-            out += cells.collect::<Vec<_>>().join("  ").trim_end();
+        for table in self.tables() {
+            let names = table[0].contenders.iter().map(|column| column.0.name().to_owned());
+            let head = [self.title()].into_iter().chain(names).chain(["ratio".to_owned()]);
+            let rows: Vec<Vec<String>> =
+                std::iter::once(head.collect()).chain(table.iter().map(Line::cells)).collect();
+            let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+            for row in &rows {
+                let cells =
+                    row.iter().enumerate().map(|(i, cell)| format!("{cell:width$}", width = width(i)));
+                out += cells.collect::<Vec<_>>().join("  ").trim_end();
+                out.push('\n');
+            }
+        }
+        for line in self.machine_lines() {
+            out += &line;
             out.push('\n');
         }
-        if let Some(bandwidth) = self.bandwidth() {
-            out += &format!("memory read in GB/s, around each round: {}", bandwidth.scaled(1e-9));
-        }
-        if let Some(share) = self.bandwidth_share() {
-            out += &format!("; dunlin's decode uses, in percent: {}", share.scaled(100.0));
-        }
-        out.push('\n');
         out
+    }
+
+    /// What the machine could do around the tasks, and which part of it dunlin used.
+    fn machine_lines(&self) -> Vec<String> {
+        let spread = |of: fn(&Probe) -> f64| {
+            let turns = self.rounds.iter().flat_map(|round| &round.turns);
+            Spread::of(&turns.flat_map(|turn| [of(&turn.before), of(&turn.after)]).collect::<Vec<_>>())
+        };
+        let (read, macs) = (spread(|probe| probe.read_bytes_per_s), spread(|probe| probe.macs_per_s));
+        let mut lines = Vec::new();
+        lines.extend(read.map(|read| format!("memory read in GB/s: {}", read.scaled(1e-9))));
+        lines.extend(macs.map(|macs| format!("dot products in GMAC/s: {}", macs.scaled(1e-9))));
+        for line in self.tables().iter().flatten() {
+            if let Some((bound, share)) = line.share {
+                let (figure, share) = (line.figure.title(), share.scaled(100.0));
+                lines.push(format!("dunlin's % of {} in {figure}: {share}", bound.name()));
+            }
+        }
+        lines
     }
 
     pub(super) fn json(&self) -> Value {
         let mut figures = Map::new();
-        for line in self.lines() {
+        for line in self.tables().iter().flatten() {
             let mut entry = Map::new();
-            for (contender, spread) in Contender::ALL.into_iter().zip(line.contenders) {
-                let samples = self.samples(line.figure, contender);
+            for (contender, spread) in &line.contenders {
+                let samples = self.samples(line.figure, *contender);
                 let spread = spread.map(|spread| {
                     let mut value = spread.json();
                     value["samples"] = json!(samples);
@@ -221,39 +277,36 @@ impl Comparison {
             }
             entry.insert("reference".to_owned(), json!(line.reference.map(Contender::key)));
             entry.insert("times_better".to_owned(), json!(line.ratio.map(Spread::json)));
-            figures.insert(line.figure.key().to_owned(), Value::Object(entry));
+            if let Some((bound, share)) = line.share {
+                let mut value = share.json();
+                value["of"] = json!(bound.key());
+                entry.insert("dunlin_share".to_owned(), value);
+            }
+            figures.insert(line.figure.key(), Value::Object(entry));
         }
-        let bandwidth: Vec<Value> = self
-            .rounds
-            .iter()
-            .map(|round| json!({ "before": round.bandwidth_before, "after": round.bandwidth_after }))
-            .collect();
+        let probes = |round: &Round| {
+            let around = |turn: &Turn| json!({ "before": turn.before.json(), "after": turn.after.json() });
+            round.turns.iter().map(around).collect::<Value>()
+        };
         json!({
             "model": self.model,
             "model_bytes": self.model_bytes,
+            "threads": self.threads,
+            "rounds": self.rounds.len(),
             "figures": figures,
-            "read_bytes_per_s": bandwidth,
-            "dunlin_bytes_per_token": self.bytes_per_token,
-            "dunlin_decode_bandwidth_share": self.bandwidth_share().map(Spread::json),
+            "machine_by_round_and_task": self.rounds.iter().map(probes).collect::<Value>(),
         })
-    }
-}
-
-impl Round {
-    pub(super) fn sample(&self, figure: Figure, contender: Contender) -> Option<f64> {
-        let at = Contender::ALL.iter().position(|&other| other == contender)?;
-        self.samples[at].iter().find(|sample| sample.0 == figure).map(|sample| sample.1)
     }
 }
 
 impl Line {
     fn cells(&self) -> Vec<String> {
-        let mut cells = vec![self.figure.title().to_owned()];
+        let mut cells = vec![self.figure.title()];
         let spread = |spread: &Option<Spread>, scale: f64| {
             spread.map_or_else(|| "-".to_owned(), |spread| spread.scaled(scale).to_string())
         };
-        for (contender, own) in Contender::ALL.into_iter().zip(&self.contenders) {
-            let mark = if self.reference == Some(contender) { " *" } else { "" };
+        for (contender, own) in &self.contenders {
+            let mark = if self.reference == Some(*contender) { " *" } else { "" };
             cells.push(spread(own, self.figure.scale()) + mark);
         }
         cells.push(spread(&self.ratio, 1.0));
@@ -263,16 +316,25 @@ impl Line {
 
 #[cfg(test)]
 mod tests {
+    use super::super::figure::Depth;
     use super::*;
+    use engine::KvFormat;
 
-    fn round(figure: Figure, values: [f64; 3]) -> Round {
-        let samples = values.map(|value| vec![(figure, value)]);
-        Round { samples, bandwidth_before: 30e9, bandwidth_after: 50e9 }
+    const READ: Takes = Takes::ReadBytes(1e9);
+
+    fn round(figure: Figure, takes: Option<Takes>, values: &[f64]) -> Round {
+        let contenders = figure.columns().iter().zip(values);
+        let samples = contenders.map(|(&contender, &value)| {
+            let takes = takes.filter(|_| contender == Contender::Dunlin);
+            Sample { contender, figure, value, takes }
+        });
+        let probe = |read_bytes_per_s| Probe { read_bytes_per_s, macs_per_s: 100e9 };
+        Round { turns: vec![Turn { before: probe(30e9), samples: samples.collect(), after: probe(50e9) }] }
     }
 
-    fn comparison(figure: Figure, rounds: &[[f64; 3]]) -> Comparison {
-        let rounds = rounds.iter().map(|&values| round(figure, values)).collect();
-        Comparison { model: "m".into(), model_bytes: 1_000_000, bytes_per_token: Some(1_000_000_000), rounds }
+    fn comparison(figure: Figure, takes: Option<Takes>, rounds: &[&[f64]]) -> Comparison {
+        let rounds = rounds.iter().map(|values| round(figure, takes, values)).collect();
+        Comparison { model: "m".into(), model_bytes: 1_000_000, threads: 2, rounds }
     }
 
     #[test]
@@ -289,32 +351,61 @@ mod tests {
 
     #[test]
     fn the_better_setting_is_the_reference_and_pairs_make_the_ratio() {
-        let faster = comparison(Figure::Decode, &[[20.0, 8.0, 10.0], [30.0, 9.0, 10.0], [20.0, 8.0, 20.0]]);
-        let line = faster.line(Figure::Decode);
-        assert_eq!(line.reference, Some(Contender::LlamaPlain));
+        let rounds: [&[f64]; 3] = [&[20.0, 8.0, 10.0], &[30.0, 9.0, 10.0], &[20.0, 8.0, 20.0]];
+        let line = comparison(Figure::Decode, None, &rounds).line(Figure::Decode);
+        assert_eq!(line.reference, Some(Contender::USUAL[2]));
         assert_eq!(line.ratio, Some(Spread { median: 2.0, min: 1.0, max: 3.0, n: 3 }));
 
-        let sooner = comparison(Figure::FirstToken, &[[0.5, 4.0, 2.0]]);
+        let sooner = comparison(Figure::FirstToken, None, &[&[0.5, 4.0, 2.0]]);
         let line = sooner.line(Figure::FirstToken);
-        assert_eq!(line.reference, Some(Contender::LlamaPlain));
+        assert_eq!(line.reference, Some(Contender::USUAL[2]));
         assert_eq!(line.ratio.map(|ratio| ratio.median), Some(4.0));
     }
 
     #[test]
-    fn what_was_not_measured_is_a_dash() {
-        let text = comparison(Figure::Decode, &[[20.0, 8.0, 10.0]]).text();
+    fn at_depth_the_best_of_four_settings_is_the_reference() {
+        let figure = Figure::DecodeAt(Depth { tokens: 4096, kv: KvFormat::F16 });
+        let line = comparison(figure, None, &[&[20.0, 8.0, 9.0, 16.0, 10.0]]).line(figure);
+        assert_eq!(line.reference.map(Contender::name), Some("llama.cpp repack 1, fa off"));
+        assert_eq!(line.ratio.map(|ratio| ratio.median), Some(1.25));
+    }
+
+    #[test]
+    fn a_share_is_of_what_the_machine_did_around_the_task() {
+        let share = |takes| comparison(Figure::Decode, takes, &[&[20.0, 8.0, 10.0]]).share(Figure::Decode);
+        let of = |bound, median| Some((bound, Spread { median, min: median, max: median, n: 1 }));
+        assert_eq!(share(Some(READ)), of(Bound::Read, 0.5));
+        assert_eq!(share(Some(Takes::Macs(1e9))), of(Bound::Macs, 0.2));
+        assert_eq!(share(None), None);
+    }
+
+    #[test]
+    fn a_table_has_what_was_measured_and_a_dash_for_the_rest() {
+        let text = comparison(Figure::Decode, Some(READ), &[&[20.0, 8.0]]).text();
         let lines: Vec<String> =
             text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
-        assert_eq!(lines[0], "m dunlin llama.cpp repack 1 llama.cpp repack 0 ratio");
-        assert_eq!(lines[1], "prefill 512, tokens/s - - - -");
+        let expected = [
+            "m, 2 threads dunlin llama.cpp repack 1 llama.cpp repack 0 ratio",
+            "decode 64, tokens/s 20.00 (20.00-20.00) 8.00 (8.00-8.00) * - 2.50 (2.50-2.50)",
+            "memory read in GB/s: 40.00 (30.00-50.00)",
+            "dot products in GMAC/s: 100 (100-100)",
+            "dunlin's % of the memory read in decode 64, tokens/s: 50.00 (50.00-50.00)",
+        ];
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn what_has_other_columns_is_in_another_table() {
+        let mut both = comparison(Figure::Decode, None, &[&[20.0, 8.0, 10.0]]);
+        let figure = Figure::DecodeAt(Depth { tokens: 4096, kv: KvFormat::F16 });
+        both.rounds[0].turns.extend(round(figure, None, &[9.0, 8.0, 7.0, 6.0, 5.0]).turns);
+        assert_eq!(both.tables().iter().map(Vec::len).collect::<Vec<_>>(), [1, 1]);
+        assert_eq!(both.markdown().matches("| ratio |").count(), 2);
+        let json = both.json();
         assert_eq!(
-            lines[2],
-            "decode 64, tokens/s 20.00 (20.00-20.00) 8.00 (8.00-8.00) 10.00 (10.00-10.00) * 2.00 (2.00-2.00)"
+            json["figures"]["decode_depth_4096_kv_f16_tokens_per_s"]["dunlin"]["samples"],
+            json!([9.0])
         );
-        assert_eq!(
-            lines.last().unwrap(),
-            "memory read in GB/s, around each round: 40.00 (30.00-50.00); \
-             dunlin's decode uses, in percent: 50.00 (50.00-50.00)"
-        );
+        assert_eq!(json["figures"]["decode_tokens_per_s"]["times_better"]["median"], json!(2.0));
     }
 }

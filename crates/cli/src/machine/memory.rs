@@ -1,7 +1,8 @@
 //! Free memory: what the kernel says is available, or what the control group leaves, whichever is less.
 
+use super::cgroup::{self, Version};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Memory that a new program could take without pushing others out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,24 +29,17 @@ fn mem_available(root: &Path) -> Option<u64> {
 }
 
 /// The files of one version of control groups.
-struct Version {
-    /// Where groups lie under the root.
-    mount: &'static str,
+struct Files {
     limit: &'static str,
     usage: &'static str,
     /// The lines of `memory.stat` that count file pages, which are given back when memory is wanted.
     file_pages: [&'static str; 2],
 }
 
-const V2: Version = Version {
-    mount: "sys/fs/cgroup",
-    limit: "memory.max",
-    usage: "memory.current",
-    file_pages: ["inactive_file", "active_file"],
-};
+const V2: Files =
+    Files { limit: "memory.max", usage: "memory.current", file_pages: ["inactive_file", "active_file"] };
 
-const V1: Version = Version {
-    mount: "sys/fs/cgroup/memory",
+const V1: Files = Files {
     limit: "memory.limit_in_bytes",
     usage: "memory.usage_in_bytes",
     file_pages: ["total_inactive_file", "total_active_file"],
@@ -53,40 +47,25 @@ const V1: Version = Version {
 
 /// The least that any group around this process leaves; `None` without a limit.
 fn cgroup_left(root: &Path) -> Option<u64> {
-    let groups = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
-    let left = groups.lines().filter_map(|line| {
-        let mut fields = line.splitn(3, ':');
-        let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
-        let version = match controllers {
-            "" => &V2,
-            controllers if controllers.split(',').any(|name| name == "memory") => &V1,
-            _ => return None,
-        };
-        left_up_from(root, version, path)
-    });
-    left.min()
+    let left = |(version, group): (Version, PathBuf)| match version {
+        Version::V1 => left(&group, &V1),
+        Version::V2 => left(&group, &V2),
+    };
+    cgroup::around(root, "memory").into_iter().filter_map(left).min()
 }
 
-/// The least that the group at `path` or one above it leaves. A path from outside of a container names groups that are
-/// not visible within; the mount's root, which is, then stands for all.
-fn left_up_from(root: &Path, version: &Version, path: &str) -> Option<u64> {
-    let mount = root.join(version.mount);
-    let group = mount.join(path.trim_start_matches('/'));
-    group.ancestors().take_while(|group| group.starts_with(&mount)).filter_map(|g| left(g, version)).min()
-}
-
-fn left(group: &Path, version: &Version) -> Option<u64> {
+fn left(group: &Path, files: &Files) -> Option<u64> {
     let number = |name: &str| fs::read_to_string(group.join(name)).ok()?.trim().parse::<u64>().ok();
     // "max" is no number, and without a limit version 1 says about 2^63.
-    let limit = number(version.limit).filter(|&limit| limit < 1 << 60)?;
+    let limit = number(files.limit).filter(|&limit| limit < 1 << 60)?;
     let stat = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
     let file_pages: u64 = stat
         .lines()
         .filter_map(|line| line.split_once(' '))
-        .filter(|(name, _)| version.file_pages.contains(name))
+        .filter(|(name, _)| files.file_pages.contains(name))
         .filter_map(|(_, value)| value.trim().parse::<u64>().ok())
         .sum();
-    Some(limit.saturating_sub(number(version.usage).unwrap_or(0).saturating_sub(file_pages)))
+    Some(limit.saturating_sub(number(files.usage).unwrap_or(0).saturating_sub(file_pages)))
 }
 
 #[cfg(test)]

@@ -89,6 +89,10 @@ fn what_cannot_be_asked_for() {
         (&["serve", &demo, "--ctx-size", "0"], &["a context of 0 tokens"]),
         (&["serve", &demo, "--host", "example.org"], &["an IP address is needed"]),
         (&["serve", &demo, "--threads", "0"], &["--threads"]),
+        (
+            &["run", "--pin", "--threads", "1024", "hi"],
+            &["1024 threads cannot have a processor each", "hint: choose --threads from 1 to"],
+        ),
         (&["serve", &demo, "--parallel", "0"], &["--parallel"]),
         (&["serve", &demo, "--isa", "mmx"], &["possible values: scalar, avx2"]),
         (&["serve", &demo, "--cache-dir", "a", "--no-cache"], &["cannot be used with"]),

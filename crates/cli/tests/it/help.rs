@@ -5,7 +5,8 @@ use std::fs;
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/golden/help.txt");
 
-const COMMANDS: [&[&str]; 6] = [&[], &["up"], &["serve"], &["run"], &["inspect"], &["completions"]];
+const COMMANDS: [&[&str]; 7] =
+    [&[], &["up"], &["serve"], &["run"], &["inspect"], &["pack"], &["completions"]];
 
 #[test]
 fn help_is_as_agreed() {

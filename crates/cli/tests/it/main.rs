@@ -5,6 +5,7 @@ mod errors;
 mod help;
 mod http;
 mod inspect;
+mod pack;
 mod process;
 mod run;
 mod serve;

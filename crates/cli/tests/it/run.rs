@@ -24,6 +24,17 @@ fn the_built_in_model_knows_what_dunlin_is() {
 }
 
 #[test]
+fn every_cache_format_answers() {
+    for format in ["f16", "q8_0", "bf16", "f32"] {
+        let text = stdout(&["run", "--temperature", "0", "--kv-format", format, "what is dunlin?"], "");
+        assert!(text.to_lowercase().contains("dunlin"), "{format}: {text}");
+    }
+    let refused = output(&["run", "--kv-format", "q3", "hello"], "");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("q8_0"), "{said}");
+}
+
+#[test]
 fn the_prompt_may_be_words_a_pipe_or_both() {
     let ask = |arguments: &[&str], input: &str| {
         let usual = ["run", "--json", "--temperature", "0", "-n", "1", "--raw"];
@@ -73,6 +84,16 @@ fn a_seed_repeats_an_answer_on_any_number_of_threads() {
     assert_eq!(ask("1"), first);
     assert_eq!(ask("2"), first);
     assert_eq!(ask("3"), first);
+}
+
+#[test]
+fn a_pinned_thread_gives_the_same_answer() {
+    let ask = |pin: &[&str]| {
+        let arguments =
+            [&["run", "--raw", "--temperature", "0", "-n", "20", "-t", "1"], pin, &["the"]].concat();
+        stdout(&arguments, "")
+    };
+    assert_eq!(ask(&["--pin"]), ask(&[]));
 }
 
 #[test]

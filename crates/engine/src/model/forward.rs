@@ -1,10 +1,10 @@
 //! One step of a batch: tokens in, logits out.
 
 use super::Model;
-use super::weights::{Layer, Linear};
+use super::weights::{Layer, Linear, Weights};
 use crate::cache::KvCache;
 use crate::request::TokenId;
-use kernels::attention::{Chunk, HeadNorms, Rotary, attend, rotate_and_store};
+use kernels::attention::{Chunk, HeadNorms, KvLayer, Rotary, attend, rotate_and_store};
 use kernels::ops::{self, Product, Rows, kinds_for};
 use kernels::{Activations, Context, Matrix, Pool};
 
@@ -36,7 +36,6 @@ pub struct Forward<'a> {
     attended: Rows,
     gate: Rows,
     up: Rows,
-    outputs: Rows,
     logits: Rows,
 }
 
@@ -54,7 +53,6 @@ impl<'a> Forward<'a> {
             attended: rows(),
             gate: rows(),
             up: rows(),
-            outputs: rows(),
             logits: rows(),
         }
     }
@@ -66,33 +64,55 @@ impl<'a> Forward<'a> {
 
     /// Computes one step and returns the logits that were asked for, a row each, in the batch's order.
     ///
+    /// The first step of a model whose weights were mapped from a packed file waits until that file is verified. Where
+    /// it turns out to be damaged, the step is computed again from the weights in the model file.
+    ///
     /// # Panics
     /// If a token is outside of the vocabulary or a sequence's pages do not hold its positions.
     pub fn step(&mut self, batch: &Batch<'_>, cache: &mut KvCache) -> &Rows {
         let model = self.model;
+        loop {
+            let weights = model.store.weights();
+            self.compute(&weights, batch, cache);
+            // What was wrong is overwritten: a step reads no keys and values but its own and those of earlier steps.
+            if model.store.confirm(&weights) {
+                return &self.logits;
+            }
+        }
+    }
+
+    fn compute(&mut self, weights: &Weights, batch: &Batch<'_>, cache: &mut KvCache) {
+        let model = self.model;
         let tokens: usize = batch.iter().map(|s| s.tokens.len()).sum();
-        self.embed(batch, tokens);
+        self.embed(weights, batch, tokens);
         let positions = batch.iter().flat_map(|s| s.position..s.position + s.tokens.len());
-        let rotary = Rotary::new(model.config.family.pairing, &model.weights.rope_frequencies, positions);
-        let mut row = 0;
-        let chunks: Vec<Chunk<'_>> = batch
-            .iter()
-            .map(|s| {
-                let chunk = Chunk { row, tokens: s.tokens.len(), position: s.position, pages: s.pages };
-                row += s.tokens.len();
-                chunk
-            })
-            .collect();
-        for (layer, kv) in model.weights.layers.iter().zip(cache.layers_mut()) {
-            self.attention(layer, kv, &rotary, &chunks);
+        let rotary = Rotary::new(model.config.family.pairing, &weights.rope_frequencies, positions);
+        let mut chunks = chunks(batch, |s| s.tokens.len());
+        for (i, (layer, kv)) in weights.layers.iter().zip(cache.layers_mut()).enumerate() {
+            self.project(layer, kv, &rotary, &chunks);
+            if i + 1 == weights.layers.len() {
+                chunks = self.keep_outputs(batch, &chunks);
+            }
+            self.attend(layer, kv, &chunks);
             self.feed_forward(layer);
         }
-        self.head(batch)
+        self.head(weights);
+    }
+
+    /// After the last layer's keys and values nothing more is wanted of the tokens without outputs.
+    fn keep_outputs<'b>(&mut self, batch: &Batch<'b>, all: &[Chunk<'b>]) -> Vec<Chunk<'b>> {
+        let last = |(chunk, s): (&Chunk<'_>, &SequenceStep<'_>)| {
+            chunk.row + chunk.tokens - s.outputs..chunk.row + chunk.tokens
+        };
+        let kept: Vec<usize> = all.iter().zip(batch).flat_map(last).collect();
+        self.stream.keep(&kept);
+        self.queries.keep(&kept);
+        chunks(batch, |s| s.outputs)
     }
 
     /// Rows of the token embedding, straight from the model file.
-    fn embed(&mut self, batch: &Batch<'_>, tokens: usize) {
-        let (name, format) = &self.model.weights.embedding;
+    fn embed(&mut self, weights: &Weights, batch: &Batch<'_>, tokens: usize) {
+        let (name, format) = &weights.embedding;
         let width = self.model.config.width;
         let table = self.model.gguf.tensor(name).expect("checked when the model was opened").data;
         let row_bytes = format.row_bytes(width).expect("checked when the model was opened");
@@ -102,13 +122,8 @@ impl<'a> Forward<'a> {
         }
     }
 
-    fn attention(
-        &mut self,
-        layer: &Layer,
-        kv: &mut kernels::attention::KvLayer,
-        rotary: &Rotary,
-        chunks: &[Chunk<'_>],
-    ) {
+    /// Queries, and keys and values into the cache.
+    fn project(&mut self, layer: &Layer, kv: &mut KvLayer, rotary: &Rotary, chunks: &[Chunk<'_>]) {
         let (context, config) = (self.context(), &self.model.config);
         let tokens = self.stream.count();
         let kinds = kinds_for([&layer.query, &layer.key, &layer.value].map(|l| &l.matrix));
@@ -142,7 +157,11 @@ impl<'a> Forward<'a> {
         let norms = norms.map(|(query, key)| HeadNorms { query, key, epsilon: config.epsilon });
         let (queries, keys) = (&mut self.queries, &mut self.keys);
         rotate_and_store(context, queries, keys, &self.values, norms, Some(rotary), kv, chunks);
-        self.attended.reset(tokens, self.queries.cols());
+    }
+
+    fn attend(&mut self, layer: &Layer, kv: &KvLayer, chunks: &[Chunk<'_>]) {
+        let (context, config) = (self.context(), &self.model.config);
+        self.attended.reset(self.queries.count(), self.queries.cols());
         attend(context, kv, &self.queries, config.attention_scale, chunks, &mut self.attended);
         ops::activate(context, &self.attended, kinds_for([&layer.output.matrix]), &mut self.activations);
         add_to_stream(context, &layer.output, &self.activations, &mut self.stream, &mut self.queries);
@@ -176,27 +195,28 @@ impl<'a> Forward<'a> {
         add_to_stream(context, &layer.down, &self.activations, &mut self.stream, &mut self.queries);
     }
 
-    /// Norm and output matrix, for the tokens whose logits are wanted.
-    fn head(&mut self, batch: &Batch<'_>) -> &Rows {
+    /// Norm and output matrix, for the tokens that are left.
+    fn head(&mut self, weights: &Weights) {
         let (context, model) = (self.context(), self.model);
-        let wanted: usize = batch.iter().map(|s| s.outputs).sum();
-        self.outputs.reset(wanted, model.config.width);
-        let (mut row, mut out) = (0, 0);
-        for step in batch {
-            row += step.tokens.len();
-            for r in row - step.outputs..row {
-                self.outputs.row_mut(out).copy_from_slice(self.stream.row(r));
-                out += 1;
-            }
-        }
-        let (head, norm) = (&model.weights.head, &model.weights.output_norm);
+        let (head, norm) = (&weights.head, &weights.output_norm);
         let kinds = kinds_for([&head.matrix]);
-        ops::rms_norm(context, &self.outputs, norm, model.config.epsilon, kinds, &mut self.activations);
-        self.logits.reset(wanted, head.matrix.rows());
+        ops::rms_norm(context, &self.stream, norm, model.config.epsilon, kinds, &mut self.activations);
+        self.logits.reset(self.stream.count(), head.matrix.rows());
         ops::multiply(context, &self.activations, &mut [Product::new(&head.matrix, &mut self.logits)]);
         finish(head, &mut self.logits);
-        &self.logits
     }
+}
+
+/// The last `tokens(s)` tokens of every sequence, one sequence after the other.
+fn chunks<'b>(batch: &Batch<'b>, tokens: impl Fn(&SequenceStep<'b>) -> usize) -> Vec<Chunk<'b>> {
+    let mut row = 0;
+    let chunk = |s: &SequenceStep<'b>| {
+        let tokens = tokens(s);
+        let position = s.position + s.tokens.len() - tokens;
+        row += tokens;
+        Chunk { row: row - tokens, tokens, position, pages: s.pages }
+    };
+    batch.iter().map(chunk).collect()
 }
 
 /// What follows the matrix of a linear part.

@@ -3,6 +3,7 @@
 use super::config::Config;
 use super::{ModelError, kv_bytes, weights};
 use crate::gguf::Gguf;
+use kernels::attention::{KvFormat, KvShape};
 
 /// The size of a model of a known family whose matrices are all there, in formats that are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +49,8 @@ impl Outline {
     }
 
     /// Bytes of key-value cache for `tokens` tokens of one sequence.
-    pub fn kv_bytes(&self, tokens: usize) -> u64 {
-        kv_bytes(self.layers, self.kv_heads, self.head_dim, tokens)
+    pub fn kv_bytes(&self, format: KvFormat, tokens: usize) -> u64 {
+        let shape = KvShape { format, pages: 1, heads: self.kv_heads, head_dim: self.head_dim };
+        kv_bytes(self.layers, shape, tokens)
     }
 }

@@ -70,19 +70,6 @@ pub(crate) struct Weights {
     pub(crate) rope_frequencies: Vec<f32>,
 }
 
-impl Weights {
-    /// Bytes of weights that one token reads.
-    pub(crate) fn bytes_per_token(&self) -> u64 {
-        let layer = |l: &Layer| -> usize {
-            [&l.query, &l.key, &l.value, &l.output, &l.gate, &l.up, &l.down]
-                .map(|m| m.matrix.len_bytes())
-                .iter()
-                .sum()
-        };
-        (self.layers.iter().map(layer).sum::<usize>() + self.head.matrix.len_bytes()) as u64
-    }
-}
-
 /// The matrices of one layer: name, rows, columns.
 fn layer_matrices(config: &Config) -> [(&'static str, usize, usize); 7] {
     let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
@@ -95,6 +82,12 @@ fn layer_matrices(config: &Config) -> [(&'static str, usize, usize); 7] {
         ("ffn_up", config.feed_forward, config.width),
         ("ffn_down", config.width, config.feed_forward),
     ]
+}
+
+/// How many weights the matrices of all layers have.
+pub(crate) fn layer_weights(config: &Config) -> u64 {
+    let layer: usize = layer_matrices(config).iter().map(|&(_, rows, cols)| rows * cols).sum();
+    layer as u64 * config.layers as u64
 }
 
 /// Finds and checks every matrix of the model.

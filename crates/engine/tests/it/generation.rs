@@ -16,7 +16,7 @@ use engine::{
 };
 
 /// How long an event may take before a test gives up on it.
-const DEADLINE: Duration = Duration::from_secs(120);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
 const TEXT: &str = "The pump in hall 3 ran at 41 degrees until noon. Then the pressure fell, and somebody closed the \
     second valve. Who was it, and what did the log say about the night before? List every sensor that was offline. ";
@@ -48,7 +48,7 @@ fn prompt(count: usize) -> Vec<TokenId> {
 }
 
 /// Greedy, to the end of `max_tokens`.
-fn request(prompt_tokens: usize, max_tokens: usize) -> Request {
+pub(crate) fn request(prompt_tokens: usize, max_tokens: usize) -> Request {
     Request {
         prompt: prompt(prompt_tokens),
         max_tokens: Some(max_tokens),
@@ -61,7 +61,7 @@ fn request(prompt_tokens: usize, max_tokens: usize) -> Request {
 
 /// All that is heard of one generation.
 #[derive(Debug)]
-struct Heard {
+pub(crate) struct Heard {
     tokens: Vec<Token>,
     finished: Finished,
 }
@@ -76,7 +76,7 @@ impl Heard {
     }
 
     /// Identifiers and the bits of all log-probabilities.
-    fn bits(&self) -> Vec<(TokenId, u32)> {
+    pub(crate) fn bits(&self) -> Vec<(TokenId, u32)> {
         let logprobs = self.tokens.iter().filter_map(|t| Some((t.id, t.logprob.as_ref()?)));
         logprobs
             .flat_map(|(id, l)| [(id, l.logprob)].into_iter().chain(l.top.clone()))
@@ -86,7 +86,7 @@ impl Heard {
 }
 
 /// A generation under way.
-struct Running {
+pub(crate) struct Running {
     ticket: Ticket,
     events: Receiver<Event>,
 }
@@ -97,7 +97,7 @@ impl Running {
     }
 
     /// Hears the rest, and that nothing comes after the end.
-    fn finish(self) -> Heard {
+    pub(crate) fn finish(self) -> Heard {
         let mut tokens = Vec::new();
         loop {
             match self.next() {
@@ -111,21 +111,21 @@ impl Running {
     }
 }
 
-fn submit(engine: &Engine, request: Request) -> Running {
+pub(crate) fn submit(engine: &Engine, request: Request) -> Running {
     let (sender, events) = channel();
     let sink = Box::new(move |event| drop(sender.send(event)));
     Running { ticket: engine.submit(request, sink).expect("accepted"), events }
 }
 
-fn generate(engine: &Engine, request: Request) -> Heard {
+pub(crate) fn generate(engine: &Engine, request: Request) -> Heard {
     submit(engine, request).finish()
 }
 
 /// Holds the engine's thread from a generation's first token until it is dropped.
-struct Gate(#[expect(dead_code, reason = "dropping it is what opens the gate")] Sender<()>);
+pub(crate) struct Gate(#[expect(dead_code, reason = "dropping it is what opens the gate")] Sender<()>);
 
 /// Submits a request and returns when the engine's thread is held at its first token.
-fn submit_gated(engine: &Engine, request: Request) -> (Running, Gate) {
+pub(crate) fn submit_gated(engine: &Engine, request: Request) -> (Running, Gate) {
     let (sender, events) = channel();
     let (gate, opened) = channel::<()>();
     let (arrived, arrival) = channel();

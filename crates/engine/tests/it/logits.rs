@@ -2,7 +2,7 @@
 
 use engine::gguf::GgmlType;
 use engine::model::{Forward, Model, SequenceStep};
-use engine::{Isa, KvCache, OpenOptions, Pool};
+use engine::{Isa, KvCache, KvFormat, OpenOptions, Pool};
 use kernels::Format;
 use stdx::random::Random;
 
@@ -27,12 +27,18 @@ fn tokens(count: usize, seed: u64, recipe: &Recipe) -> Vec<u32> {
 
 /// The logits after every token, computed in pieces of the lengths of `cut`, the last of which repeats.
 fn logits(model: &Model, pool: &Pool, tokens: &[u32], cut: &[usize]) -> Vec<Vec<f32>> {
-    among_others(model, pool, &[tokens], &[cut]).remove(0)
+    among_others(model, pool, KvFormat::F16, &[tokens], &[cut]).remove(0)
 }
 
 /// The logits of several sequences that compute at once, each cut in its own way.
-fn among_others(model: &Model, pool: &Pool, sequences: &[&[u32]], cuts: &[&[usize]]) -> Vec<Vec<Vec<f32>>> {
-    let mut cache = KvCache::new(model, sequences.iter().map(|s| s.len() + 128).sum());
+fn among_others(
+    model: &Model,
+    pool: &Pool,
+    format: KvFormat,
+    sequences: &[&[u32]],
+    cuts: &[&[usize]],
+) -> Vec<Vec<Vec<f32>>> {
+    let mut cache = KvCache::new(model, format, sequences.iter().map(|s| s.len() + 128).sum());
     let mut forward = Forward::new(model, pool);
     let mut pages = vec![Vec::new(); sequences.len()];
     let mut done = vec![0; sequences.len()];
@@ -135,22 +141,30 @@ fn assert_same(got: &[Vec<f32>], want: &[Vec<f32>], what: &str) {
     }
 }
 
-fn check_same_however_cut(recipe: Recipe, count: usize) {
+fn check_same_however_cut(recipe: Recipe, format: KvFormat, count: usize) {
     let tiny = Tiny::new(recipe);
     let (own, other, third) =
         (tokens(count, 1, &recipe), tokens(count / 3, 2, &recipe), tokens(count / 2, 3, &recipe));
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
         let pool = Pool::new(1);
         let model = open(&tiny, isa, &pool);
-        let whole = logits(&model, &pool, &own, &[count]);
+        let logits =
+            |pool: &Pool, cut: &[usize]| among_others(&model, pool, format, &[&own], &[cut]).remove(0);
+        let whole = logits(&pool, &[count]);
         for threads in [1, 3] {
             let pool = Pool::new(threads);
-            let what = |how: &str| format!("{how}, {threads} threads, {isa}, {}", recipe.format);
-            assert_same(&logits(&model, &pool, &own, &[count]), &whole, &what("whole"));
-            assert_same(&logits(&model, &pool, &own, &[1, 7, 130, 64]), &whole, &what("in chunks"));
-            assert_same(&logits(&model, &pool, &own, &[1]), &whole, &what("token by token"));
-            let batch =
-                among_others(&model, &pool, &[&other, &own, &third], &[&[5, 1], &[3, 50, 13], &[count]]);
+            let what =
+                |how: &str| format!("{how}, {threads} threads, {isa}, {}, cache {format}", recipe.format);
+            assert_same(&logits(&pool, &[count]), &whole, &what("whole"));
+            assert_same(&logits(&pool, &[1, 7, 130, 64]), &whole, &what("in chunks"));
+            assert_same(&logits(&pool, &[1]), &whole, &what("token by token"));
+            let batch = among_others(
+                &model,
+                &pool,
+                format,
+                &[&other, &own, &third],
+                &[&[5, 1], &[3, 50, 13], &[count]],
+            );
             assert_same(&batch[1], &whole, &what("among others"));
         }
     }
@@ -159,9 +173,52 @@ fn check_same_however_cut(recipe: Recipe, count: usize) {
 #[test]
 fn logits_do_not_depend_on_chunks_batches_or_threads() {
     // Longer than a page of the cache and than what is summed with one maximum (512 positions).
-    check_same_however_cut(LLAMA, 530);
-    check_same_however_cut(QWEN3, 150);
+    check_same_however_cut(LLAMA, KvFormat::F16, 530);
+    check_same_however_cut(QWEN3, KvFormat::F16, 150);
+    check_same_however_cut(QWEN3, KvFormat::Q8_0, 530);
     for format in [GgmlType::Q8_0, GgmlType::Q4_0, GgmlType::Q4K, GgmlType::Q6K, GgmlType::Q3K] {
-        check_same_however_cut(Recipe { format, layers: 1, feed_forward: 256, ..WIDE }, 140);
+        let recipe = Recipe { format, layers: 1, feed_forward: 256, ..WIDE };
+        check_same_however_cut(recipe, KvFormat::F16, 140);
     }
+}
+
+#[test]
+fn logits_do_not_depend_on_how_many_are_wanted() {
+    let tiny = Tiny::new(LLAMA);
+    let (long, short) = (tokens(150, 1, &LLAMA), tokens(7, 2, &LLAMA));
+    let pool = Pool::new(2);
+    let model = open(&tiny, Isa::detect(), &pool);
+    let all = [logits(&model, &pool, &long, &[150]), logits(&model, &pool, &short, &[7])];
+    let mut cache = KvCache::new(&model, KvFormat::F16, 400);
+    let mut pages = [Vec::new(), Vec::new()];
+    for wanted in [[1, 1], [0, 1], [3, 0], [150, 2], [0, 0]] {
+        let batch: Vec<_> = [&long, &short]
+            .into_iter()
+            .zip(&mut pages)
+            .zip(wanted)
+            .map(|((tokens, pages), outputs)| {
+                assert!(cache.reserve(pages, tokens.len()));
+                SequenceStep { tokens, position: 0, pages, outputs }
+            })
+            .collect();
+        let mut forward = Forward::new(&model, &pool);
+        let rows = forward.step(&batch, &mut cache);
+        let got: Vec<_> = (0..rows.count()).map(|r| rows.row(r).to_vec()).collect();
+        let tail = |i: usize| all[i][all[i].len() - wanted[i]..].to_vec();
+        assert_same(&got, &[tail(0), tail(1)].concat(), &format!("{wanted:?} wanted"));
+    }
+}
+
+#[test]
+fn a_cache_of_8_bits_changes_logits_by_little() {
+    let tiny = Tiny::new(LLAMA);
+    let tokens = tokens(200, 9, &LLAMA);
+    let pool = Pool::new(2);
+    let model = open(&tiny, Isa::detect(), &pool);
+    let with = |format| among_others(&model, &pool, format, &[&tokens], &[&[200]]).remove(0);
+    let exact: Vec<Vec<f64>> =
+        with(KvFormat::F32).iter().map(|row| row.iter().map(|&x| f64::from(x)).collect()).collect();
+    let error = nmse(&with(KvFormat::Q8_0), &exact);
+    println!("{error:.1e}");
+    assert!(error > 0.0 && error < 1e-4, "{error:.1e}");
 }

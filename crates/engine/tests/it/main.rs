@@ -5,12 +5,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 mod allocations;
+mod batches;
 mod generation;
 mod gguf_files;
 mod gguf_mutations;
 mod logits;
 mod model_errors;
+mod packed_damage;
 mod packed_files;
+mod packed_meanwhile;
 mod template_conformance;
 mod tiny;
 mod tokenizer_conformance;

@@ -4,21 +4,20 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use engine::model::packed::Outcome;
-use engine::model::{Forward, Model, Outline, Progress, SequenceStep};
-use engine::{Isa, KvCache, OpenOptions, Pool};
+use engine::model::{Forward, Model, Outcome, Outline, Progress, SequenceStep};
+use engine::{Isa, KvCache, KvFormat, OpenOptions, Pool};
 
 use crate::Folder;
 use crate::tiny::{LLAMA, Recipe, Tiny, WIDE};
 
 /// A model file and a cache folder, which is made when it is needed.
-struct Place {
-    folder: Folder,
-    model: PathBuf,
+pub(crate) struct Place {
+    pub(crate) folder: Folder,
+    pub(crate) model: PathBuf,
 }
 
 impl Place {
-    fn new(name: &str) -> Place {
+    pub(crate) fn new(name: &str) -> Place {
         let folder = Folder::new(&format!("packed-{name}"));
         let model = folder.path().join("model.gguf");
         let place = Place { folder, model };
@@ -26,27 +25,27 @@ impl Place {
         place
     }
 
-    fn cache(&self) -> PathBuf {
+    pub(crate) fn cache(&self) -> PathBuf {
         self.folder.path().join("cache").join("packed")
     }
 
     /// Puts a model file in place of the one there, as models are installed: by renaming.
-    fn install(&self, tiny: &Tiny) {
+    pub(crate) fn install(&self, tiny: &Tiny) {
         let new = self.folder.path().join("new");
         fs::write(&new, tiny.bytes()).expect("written");
         fs::rename(new, &self.model).expect("renamed");
     }
 
     /// How models of any size are packed into files.
-    fn options(&self) -> OpenOptions {
+    pub(crate) fn options(&self) -> OpenOptions {
         OpenOptions { cache: Some(self.cache()), memory_packed_bytes_max: 0, ..OpenOptions::default() }
     }
 
-    fn open(&self) -> Model {
+    pub(crate) fn open(&self) -> Model {
         open(&self.model, &self.options())
     }
 
-    fn files(&self) -> Vec<PathBuf> {
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
         let entries = fs::read_dir(self.cache()).expect("a cache folder");
         let mut files: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
         files.sort();
@@ -54,29 +53,29 @@ impl Place {
     }
 }
 
-fn open(model: &Path, options: &OpenOptions) -> Model {
+pub(crate) fn open(model: &Path, options: &OpenOptions) -> Model {
     Model::open(model, options, &Pool::new(1), &mut |_| ()).expect("a sound model")
 }
 
 #[track_caller]
-fn created(model: &Model) -> PathBuf {
+pub(crate) fn created(model: &Model) -> PathBuf {
     match model.packing() {
-        Outcome::Created { path } => path.clone(),
+        Outcome::Created { path } => path,
         other => panic!("created, not {other:?}"),
     }
 }
 
 #[track_caller]
-fn mapped(model: &Model) -> PathBuf {
+pub(crate) fn mapped(model: &Model) -> PathBuf {
     match model.packing() {
-        Outcome::Mapped { path } => path.clone(),
+        Outcome::Mapped { path } => path,
         other => panic!("mapped, not {other:?}"),
     }
 }
 
-fn logits(model: &Model) -> Vec<u32> {
+pub(crate) fn logits(model: &Model) -> Vec<u32> {
     let pool = Pool::new(1);
-    let mut cache = KvCache::new(model, 8);
+    let mut cache = KvCache::new(model, KvFormat::F16, 8);
     let mut pages = Vec::new();
     assert!(cache.reserve(&mut pages, 8), "the cache has a page");
     let step = SequenceStep { tokens: &[1, 5, 60, 2, 2, 33, 7, 8], position: 0, pages: &pages, outputs: 8 };
@@ -258,13 +257,13 @@ fn a_writer_with_the_same_process_id_is_left_alone() {
     let place = Place::new("same-id");
     let path = created(&place.open());
     fs::remove_file(&path).expect("removed");
-    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    let temporary = path.with_extension(format!("{}.0.tmp", std::process::id()));
     let writer = File::create(&temporary).expect("created");
     writer.lock().expect("locked");
-    let model = place.open();
-    assert!(matches!(model.packing(), Outcome::MemoryInstead { .. }), "{:?}", model.packing());
-    assert_eq!(place.files(), [temporary.as_path()]);
+    assert_eq!(created(&place.open()), path);
+    assert_eq!(place.files(), [temporary.as_path(), path.as_path()]);
     drop(writer);
+    fs::remove_file(&path).expect("removed");
     assert_eq!(created(&place.open()), path);
     assert_eq!(place.files(), [path.as_path()]);
 }

@@ -2,15 +2,16 @@
 
 use super::per_width;
 use crate::attention::PAGE;
-use crate::elementwise::elementwise;
+use crate::elementwise::{Plain, elementwise};
 use crate::format::GROUP;
-use crate::isa::{CacheTiles, Isa, Table, TileArgs};
+use crate::isa::{CacheTiles, Isa, MixArgs, ScoreArgs, Table, TileArgs};
 use crate::layout::{self, Bytes, Layout, STRIP};
 use crate::panel::RECORD;
 use half::{bf16, f16};
+use std::hint::black_box;
 use std::slice;
 
-elementwise!();
+elementwise!(Plain);
 
 macro_rules! tiles {
     ($layout:ident, $tile:ident) => {{
@@ -29,19 +30,26 @@ pub(crate) static TABLE: Table = Table {
     bf16: tiles!(BF16, float_tile),
     q8: tiles!(Q8, integer_tile),
     q4: tiles!(Q4, integer_tile),
+    iq4_nl: tiles!(Iq4Nl, integer_tile),
+    mxfp4: tiles!(Mxfp4, integer_tile),
     q4k: tiles!(Q4K, integer_tile),
+    q5k: tiles!(Q5K, integer_tile),
+    q3k: tiles!(Q3K, integer_tile),
     q6k: tiles!(Q6K, integer_tile),
+    iq4_xs: tiles!(Iq4Xs, integer_tile),
     w8: tiles!(W8, integer_tile),
     w8_half: tiles!(W8Half, integer_tile),
     cache_f32: CacheTiles { score: per_width!(score, F32), mix: per_width!(mix, F32) },
     cache_f16: CacheTiles { score: per_width!(score, F16), mix: per_width!(mix, F16) },
     cache_bf16: CacheTiles { score: per_width!(score, Bf16), mix: per_width!(mix, Bf16) },
+    mix_q8: per_width!(mix, I8),
     quantize_row,
     rms_norm,
     silu_mul,
     softmax_tile,
     max,
     exp_sum,
+    dots,
 };
 
 /// # Safety
@@ -105,6 +113,19 @@ unsafe fn float_tile<const T: usize>(args: &TileArgs, layout: Layout) {
     }
 }
 
+/// Multiply-adds of words, 16 that do not wait for each other. Needs no promise; a table's functions are unsafe.
+unsafe fn dots(rounds: u64) -> u64 {
+    let weight = black_box(3i32);
+    let mut sums = [black_box(-5i32); 16];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = sum.wrapping_mul(weight).wrapping_add(1);
+        }
+    }
+    black_box(sums);
+    rounds * 16
+}
+
 /// # Safety
 /// The contract of [`TileArgs`].
 unsafe fn store<const T: usize>(args: &TileArgs, strip: usize, acc: &[[f32; STRIP]; T]) {
@@ -120,6 +141,8 @@ unsafe fn store<const T: usize>(args: &TileArgs, strip: usize, acc: &[[f32; STRI
 
 /// One element of a cache.
 trait Element {
+    /// Elements that have scales.
+    const SCALED: bool = false;
     /// # Safety
     /// There is an `i`-th element at `at`.
     unsafe fn load(at: *const u8, i: usize) -> f32;
@@ -128,6 +151,7 @@ trait Element {
 enum F32 {}
 enum F16 {}
 enum Bf16 {}
+enum I8 {}
 
 impl Element for F32 {
     unsafe fn load(at: *const u8, i: usize) -> f32 {
@@ -150,55 +174,55 @@ impl Element for Bf16 {
     }
 }
 
+impl Element for I8 {
+    const SCALED: bool = true;
+
+    unsafe fn load(at: *const u8, i: usize) -> f32 {
+        // SAFETY: the trait's contract.
+        f32::from(unsafe { at.add(i).read() } as i8)
+    }
+}
+
 /// # Safety
-/// The contract of [`crate::isa::ScoreFn`].
-unsafe fn score<E: Element, const T: usize>(
-    q: *const f32,
-    k: *const u8,
-    dim: usize,
-    out: *mut f32,
-    out_stride: usize,
-) {
-    // SAFETY: the contract gives `dim * T` floats, `dim * 16` elements and `T` rows of 16 floats.
+/// The contract of [`ScoreArgs`].
+unsafe fn score<E: Element, const T: usize>(args: &ScoreArgs) {
+    let &ScoreArgs { q, k, dim, blocks, out, .. } = args;
+    // SAFETY: the contract gives `dim * T` floats, `blocks * dim * 16` elements and `T` rows of PAGE floats.
     unsafe {
-        let mut acc = [[0f32; STRIP]; T];
-        for c in 0..dim {
-            for j in 0..STRIP {
-                let k = E::load(k, c * STRIP + j);
-                for (t, acc) in acc.iter_mut().enumerate() {
-                    acc[j] += *q.add(c * T + t) * k;
+        for b in 0..blocks {
+            let mut acc = [[0f32; STRIP]; T];
+            for c in 0..dim {
+                for j in 0..STRIP {
+                    let k = E::load(k, (b * dim + c) * STRIP + j);
+                    for (t, acc) in acc.iter_mut().enumerate() {
+                        acc[j] += *q.add(c * T + t) * k;
+                    }
                 }
             }
-        }
-        for (t, acc) in acc.iter().enumerate() {
-            out.add(t * out_stride).cast::<[f32; STRIP]>().write_unaligned(*acc);
+            for (t, acc) in acc.iter().enumerate() {
+                out.add(t * PAGE + b * STRIP).cast::<[f32; STRIP]>().write_unaligned(*acc);
+            }
         }
     }
 }
 
 /// # Safety
-/// The contract of [`crate::isa::MixFn`].
-unsafe fn mix<E: Element, const T: usize>(
-    weight: *const f32,
-    v: *const u8,
-    v_stride: usize,
-    count: usize,
-    alpha: *const f32,
-    out: *mut f32,
-    out_stride: usize,
-) {
-    // SAFETY: the contract gives `T` rows of PAGE weights, `count` rows of 16 elements, `T` alphas and `T` rows of 16
-    // floats.
+/// The contract of [`MixArgs`].
+unsafe fn mix<E: Element, const T: usize>(args: &MixArgs) {
+    let &MixArgs { weight, v, scales, dims, count, alpha, out, .. } = args;
+    // SAFETY: the contract gives `T` rows of PAGE weights, `count` rows of `dims` elements with their scales, `T` alphas
+    // and `T` rows of `dims` floats.
     unsafe {
         for t in 0..T {
-            let out = slice::from_raw_parts_mut(out.add(t * out_stride), STRIP);
+            let out = slice::from_raw_parts_mut(out.add(t * dims), dims);
             for o in out.iter_mut() {
                 *o *= *alpha.add(t);
             }
             for p in 0..count {
                 let w = *weight.add(t * PAGE + p);
                 for (j, o) in out.iter_mut().enumerate() {
-                    *o += w * E::load(v, p * v_stride + j);
+                    let scale = if E::SCALED { *scales.add(j / GROUP * PAGE + p) } else { 1.0 };
+                    *o += w * (E::load(v, p * dims + j) * scale);
                 }
             }
         }

@@ -3,6 +3,7 @@
 mod attention;
 mod elementwise;
 mod matrix;
+mod peak;
 
 use kernels::format::Format;
 use kernels::{Context, Isa, Pool};

@@ -3,7 +3,8 @@ use kernels::format::Format;
 use kernels::layout::{self, Bytes, Layout};
 use kernels::matrix::Shape;
 use kernels::ops::{Product, Rows, kinds_for, multiply, multiply_swiglu};
-use kernels::{Activations, Context, Matrix};
+use kernels::{Activations, Context, Isa, Matrix};
+use std::sync::Arc;
 
 /// Activations that 8 bits hold exactly: multiples of a power of two whose largest is 127 of them.
 fn exact_row(cols: usize, random: &mut Random) -> Vec<f32> {
@@ -80,7 +81,7 @@ fn products_match_double_precision() {
     for format in Format::ALL {
         let unit = format.block_len().max(32);
         for (rows, cols) in [(16, unit), (40, 3 * unit), (129, 2 * unit)] {
-            for tokens in [1, 2, 3, 4, 7, 12, 15, 27] {
+            for tokens in [1, 2, 3, 4, 10, 12, 15, 27] {
                 cases.push(Case::random(format, rows, cols, tokens));
             }
         }
@@ -90,6 +91,26 @@ fn products_match_double_precision() {
         cases.push(Case::random(Format::F32, 5, cols, 13));
     }
     for_each_isa("products_match_double_precision", |context| {
+        cases.iter().for_each(|case| case.check(context));
+    });
+}
+
+#[test]
+fn every_exponent_of_mxfp4_counts() {
+    // A block of a packed strip, and the first quarter of the next.
+    let shape = Shape { format: Format::MXFP4, rows: 19, cols: 160 };
+    let mut random = Random(11);
+    let x: Vec<_> = (0..3).map(|_| exact_row(shape.cols, &mut random)).collect();
+    let case = |exponent: u8| {
+        let mut source = random_rows(shape.format, shape.rows, shape.cols, u64::from(exponent));
+        for block in source.chunks_exact_mut(shape.format.block_bytes()) {
+            block[0] = exponent;
+        }
+        Case::new(shape, source, x.clone())
+    };
+    // The two whose halves are subnormal, their neighbours, and the largest whose sums are finite.
+    let cases: Vec<_> = [0, 1, 2, 3, 4, 127, 128, 129, 230].map(case).into();
+    for_each_isa("every_exponent_of_mxfp4_counts", |context| {
         cases.iter().for_each(|case| case.check(context));
     });
 }
@@ -139,6 +160,71 @@ fn a_token_alone_and_in_a_batch_gives_the_same_bits() {
             }
         }
     });
+}
+
+/// The same activations times a matrix of every format, packed and plain: `(rows, columns, tokens)`.
+fn check_plain(context: Context<'_>, format: Format, (rows, cols, tokens): (usize, usize, usize)) {
+    let shape = Shape { format, rows, cols };
+    let isa = context.table.isa;
+    let pair = |seed| {
+        let source = random_rows(format, rows, cols, seed);
+        let packed = Matrix::packed(shape, isa, context.pool, &source);
+        // Rows in a file start anywhere.
+        let (storage, range) = ([&[0; 3][..], &source].concat(), 3..3 + source.len());
+        (packed, Matrix::plain(shape, isa, Arc::new(storage), range).expect("the rows are there"))
+    };
+    let [(gate, plain_gate), (up, plain_up)] = [1, 2].map(pair);
+    let mut random = Random(3);
+    let mut activations = Activations::default();
+    activations.reset(tokens, cols, kinds_for([&gate]));
+    for t in 0..tokens {
+        let row: Vec<_> = (0..cols).map(|_| random.signed()).collect();
+        activations.write(context.table, t, &row);
+    }
+    let compute = |gate: &Matrix, up: &Matrix| {
+        let new = || Rows::new(tokens, rows);
+        let (mut g, mut u, mut fused, mut scratch) = (new(), new(), new(), new());
+        multiply(context, &activations, &mut [Product::new(gate, &mut g), Product::new(up, &mut u)]);
+        multiply(context, &activations, &mut [Product { matrix: up, out: &mut g, add: true }]);
+        multiply_swiglu(context, &activations, gate, up, &mut fused, &mut scratch);
+        let bits = |rows: &Rows| -> Vec<u32> {
+            (0..tokens).flat_map(|t| rows.row(t).iter().map(|x| x.to_bits())).collect()
+        };
+        [g, u, fused].map(|rows| bits(&rows))
+    };
+    let what = format!("{} {rows} x {cols}, {tokens} tokens on {isa}", format.name());
+    assert!(compute(&gate, &up) == compute(&plain_gate, &plain_up), "{what}");
+}
+
+#[test]
+fn plain_matrices_give_the_bits_of_packed_ones() {
+    for_each_isa("plain_matrices_give_the_bits_of_packed_ones", |context| {
+        for format in Format::ALL {
+            let unit = format.block_len().max(32);
+            // From large to small and back, so that what a larger matrix left in a thread's memory would show.
+            for shape in [(300, 3 * unit, 27), (33, unit, 1), (16, 2 * unit, 2), (129, 3 * unit, 12)] {
+                check_plain(context, format, shape);
+            }
+            check_plain(context, format, (40, unit, 0));
+        }
+    });
+}
+
+#[test]
+fn a_matrix_of_the_wrong_length_is_refused() {
+    let shape = Shape { format: Format::Q8_0, rows: 3, cols: 64 };
+    let (plain, packed) =
+        (shape.plain_bytes().expect("whole blocks"), shape.packed_bytes().expect("whole blocks"));
+    assert_eq!((plain, packed), (3 * 2 * 34, 16 * 2 * 34));
+    let storage = || Arc::new(vec![0u8; 2000]);
+    for (len, is_plain, is_packed) in [(plain, true, false), (packed, false, true), (plain - 1, false, false)]
+    {
+        assert_eq!(Matrix::plain(shape, Isa::Scalar, storage(), 5..5 + len).is_some(), is_plain, "{len}");
+        assert_eq!(Matrix::new(shape, Isa::Scalar, storage(), 5..5 + len).is_some(), is_packed, "{len}");
+    }
+    assert!(Matrix::plain(shape, Isa::Scalar, storage(), 1900..1900 + plain).is_none(), "beyond the storage");
+    let crooked = Shape { cols: 65, ..shape };
+    assert!(Matrix::plain(crooked, Isa::Scalar, storage(), 0..plain).is_none(), "not whole blocks");
 }
 
 #[test]

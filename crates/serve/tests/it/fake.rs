@@ -401,6 +401,8 @@ impl Backend for Fake {
             kv_tokens_used: used,
             kv_tokens_capacity: 4096,
             kv_bytes_capacity: 4096 * 100,
+            weights_packed_bytes: 300,
+            weights_bytes: 400,
             ..state.stats
         }
     }

@@ -120,6 +120,7 @@ async fn metrics_count_what_happened() {
         ("dunlin_prompt_tokens_total", 20.0),
         ("dunlin_requests_running", 0.0),
         ("dunlin_requests_waiting", 0.0),
+        ("dunlin_weights_packed_ratio", 0.75),
         ("dunlin_kv_cache_usage_ratio", 0.0),
         ("dunlin_kv_cache_capacity_tokens", 4096.0),
         ("dunlin_model_info{model=\"shore/dunlin-1b\",quant=\"Q4_0\",sha256=\"00ff\"}", 1.0),

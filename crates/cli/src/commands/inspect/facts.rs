@@ -4,6 +4,7 @@ use crate::defaults;
 use crate::error::CliError;
 use crate::machine;
 use crate::source::Source;
+use engine::KvFormat;
 use engine::gguf::{Array, Gguf, TensorInfo, Value};
 use engine::model::Outline;
 use engine::template::ChatTemplate;
@@ -158,13 +159,13 @@ fn shape(outline: &Outline) -> Shape {
 fn memory(outline: &Outline, context_tokens: Option<usize>) -> Memory {
     let context_tokens =
         context_tokens.unwrap_or_else(|| outline.context_tokens.min(defaults::CONTEXT_TOKENS_MAX));
-    let kv_bytes = outline.kv_bytes(context_tokens);
+    let kv_bytes = outline.kv_bytes(KvFormat::F16, context_tokens);
     let total_bytes = outline.packed_bytes.saturating_add(kv_bytes).saturating_add(defaults::WORKING_BYTES);
     let available_bytes = machine::memory().map(|memory| memory.available_bytes);
     Memory {
         weight_bytes: outline.packed_bytes,
         // Of a long context: the cache is made of pages, and a short one is mostly rounding.
-        kv_bytes_per_1000_tokens: outline.kv_bytes(128_000) / 128,
+        kv_bytes_per_1000_tokens: outline.kv_bytes(KvFormat::F16, 128_000) / 128,
         context_tokens,
         kv_bytes,
         working_bytes: defaults::WORKING_BYTES,

@@ -4,6 +4,7 @@ use super::RunArgs;
 use crate::error::{CliError, Kind};
 use crate::loading::Plan;
 use crate::talk;
+use engine::model::Packing;
 use engine::request::{Event, FinishReason, Finished, Request, Sampling, Timing, TokenId, Usage};
 use serde_json::{Value, json};
 use serve::backend::encode_rendered;
@@ -67,7 +68,8 @@ impl Answer {
 impl Session {
     pub(super) fn new(plan: Plan, args: &RunArgs) -> Result<Self, CliError> {
         let card = Card { id: plan.source.id(), ..Card::default() };
-        let engine = plan.load(&mut |_| {})?;
+        // An answer from weights that are not packed takes longer than packing them: every token would pack them all.
+        let engine = plan.load(Packing::First, &mut |_| {})?;
         let template = engine.model().template();
         if let (Some(Err(broken)), false) = (&template, args.raw) {
             return Err(CliError::new(Kind::Model, broken.to_string())

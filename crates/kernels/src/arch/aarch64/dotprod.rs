@@ -1,15 +1,17 @@
 //! NEON with the dot product instructions of Armv8.2: one `sdot` multiplies 4 rows x 4 columns by 4 activations, which it
 //! takes from any quarter of a register. Floats are as in plain NEON.
 
-mod integer;
+pub(super) mod integer;
+mod peak;
 
-use super::neon::float::{Bf16, F16, F32, float_tile, mix, score};
-use super::neon::strip::{Q4, Q4K, Q6K, Q8, W8, W8Half};
+use super::neon::Fused;
+use super::neon::float::{Bf16, F16, F32, I8, float_tile, mix, score};
+use super::neon::strip::{Iq4Nl, Iq4Xs, Mxfp4, Q3K, Q4, Q4K, Q5K, Q6K, Q8, W8, W8Half};
 use crate::arch::per_width;
 use crate::elementwise::elementwise;
 use crate::isa::{CacheTiles, Isa, Table};
 
-elementwise!(target_feature(enable = "neon,dotprod"));
+elementwise!(Fused, target_feature(enable = "neon,dotprod"));
 
 pub(crate) static TABLE: Table = Table {
     isa: Isa::NeonDotprod,
@@ -18,19 +20,27 @@ pub(crate) static TABLE: Table = Table {
     bf16: per_width!(float_tile, Bf16),
     q8: per_width!(integer_tile, Q8),
     q4: per_width!(integer_tile, Q4),
+    iq4_nl: per_width!(integer_tile, Iq4Nl),
+    mxfp4: per_width!(integer_tile, Mxfp4),
     q4k: per_width!(integer_tile, Q4K),
+    q5k: per_width!(integer_tile, Q5K),
+    q3k: per_width!(integer_tile, Q3K),
     q6k: per_width!(integer_tile, Q6K),
+    iq4_xs: per_width!(integer_tile, Iq4Xs),
     w8: per_width!(integer_tile, W8),
     w8_half: per_width!(integer_tile, W8Half),
     cache_f32: CacheTiles { score: per_width!(score, F32), mix: per_width!(mix, F32) },
     cache_f16: CacheTiles { score: per_width!(score, F16), mix: per_width!(mix, F16) },
     cache_bf16: CacheTiles { score: per_width!(score, Bf16), mix: per_width!(mix, Bf16) },
+    mix_q8: per_width!(mix, I8),
     quantize_row,
     rms_norm,
     silu_mul,
     softmax_tile,
     max,
     exp_sum,
+    dots,
 };
 
 use integer::integer_tile;
+use peak::dots;

@@ -1,7 +1,7 @@
 //! Integer tiles: 16 rows x 4 tokens of `sdot`, 16 sums in registers at once.
 
 use crate::arch::aarch64::neon::integer::{Dot, tile};
-use crate::arch::aarch64::neon::strip::{Cells, Strip};
+use crate::arch::aarch64::neon::strip::{ByteCells, Cells, Strip};
 use crate::isa::TileArgs;
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -14,10 +14,12 @@ pub(super) unsafe fn integer_tile<L: Strip, const T: usize>(args: &TileArgs) {
     unsafe { tile::<Sdot, L, T, 4>(args) }
 }
 
-/// Only used from within [`integer_tile`], which has the feature.
-enum Sdot {}
+/// Only used from within tiles that have the feature.
+pub(in crate::arch::aarch64) enum Sdot {}
 
 impl Dot for Sdot {
+    type Unpacked = ByteCells;
+
     #[inline(always)]
     unsafe fn dot<C: Cells, const U: usize, const Q: usize, const FIRST: usize, const N: usize>(
         cells: *const u8,
@@ -89,7 +91,11 @@ unsafe fn one_cell<C: Cells, const U: usize, const Q: usize, const LANE: usize>(
 /// # Safety
 /// The processor has the dot product instructions.
 #[inline(always)]
-unsafe fn sdot<const LANE: usize>(mut acc: int32x4_t, weights: int8x16_t, x: int8x16_t) -> int32x4_t {
+pub(super) unsafe fn sdot<const LANE: usize>(
+    mut acc: int32x4_t,
+    weights: int8x16_t,
+    x: int8x16_t,
+) -> int32x4_t {
     // SAFETY: register arithmetic; the caller has the feature.
     unsafe {
         asm!(

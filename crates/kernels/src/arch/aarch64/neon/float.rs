@@ -1,13 +1,15 @@
 //! Float tiles: one load and widening of a column's weights, one `fmla` per 4 rows and token.
 
 use crate::attention::PAGE;
-use crate::isa::TileArgs;
+use crate::isa::{MixArgs, ScoreArgs, TileArgs};
 use crate::layout::STRIP;
 use std::arch::aarch64::*;
 
 /// Weights of one column, widened to f32.
 pub(in crate::arch::aarch64) trait Column {
     const BYTES: usize;
+    /// Elements of a cache that have scales.
+    const SCALED: bool = false;
     /// `4 * Q` rows; `Q` is even.
     ///
     /// # Safety
@@ -18,6 +20,7 @@ pub(in crate::arch::aarch64) trait Column {
 pub(in crate::arch::aarch64) enum F32 {}
 pub(in crate::arch::aarch64) enum F16 {}
 pub(in crate::arch::aarch64) enum Bf16 {}
+pub(in crate::arch::aarch64) enum I8 {}
 
 impl Column for F32 {
     const BYTES: usize = 4;
@@ -61,6 +64,23 @@ impl Column for Bf16 {
     }
 }
 
+impl Column for I8 {
+    const BYTES: usize = 1;
+    const SCALED: bool = true;
+
+    #[inline(always)]
+    unsafe fn load<const Q: usize>(at: *const u8) -> [float32x4_t; Q] {
+        // SAFETY: the trait's contract.
+        unsafe {
+            std::array::from_fn(|q| {
+                let eight = vmovl_s8(vreinterpret_s8_u8(vld1_u8(at.add(q / 2 * 8))));
+                let four = if q % 2 == 0 { vget_low_s16(eight) } else { vget_high_s16(eight) };
+                vcvtq_f32_s32(vmovl_s16(four))
+            })
+        }
+    }
+}
+
 /// # Safety
 /// The contract of [`TileArgs`], and the processor has NEON.
 #[target_feature(enable = "neon")]
@@ -76,17 +96,17 @@ pub(in crate::arch::aarch64) unsafe fn float_tile<C: Column, const T: usize>(arg
 }
 
 /// # Safety
-/// The contract of [`crate::isa::ScoreFn`], and the processor has NEON.
+/// The contract of [`ScoreArgs`], and the processor has NEON.
 #[target_feature(enable = "neon")]
-pub(in crate::arch::aarch64) unsafe fn score<C: Column, const T: usize>(
-    q: *const f32,
-    k: *const u8,
-    dim: usize,
-    out: *mut f32,
-    out_stride: usize,
-) {
-    // SAFETY: the contract gives a strip of `dim` columns and a float panel of `T` tokens.
-    unsafe { columns::<C, T>(k, q, dim, out, out_stride, false) }
+pub(in crate::arch::aarch64) unsafe fn score<C: Column, const T: usize>(args: &ScoreArgs) {
+    let &ScoreArgs { q, k, dim, blocks, out, .. } = args;
+    for b in 0..blocks {
+        // SAFETY: the contract gives blocks that are strips of `dim` columns, and a float panel of `T` tokens.
+        unsafe {
+            let strip = k.add(b * dim * STRIP * C::BYTES);
+            columns::<C, T>(strip, q, dim, out.add(b * STRIP), PAGE, false);
+        }
+    }
 }
 
 /// A strip times a float panel. Few tokens take all 16 rows at once, lest sums wait for themselves; of more, 8 rows are
@@ -148,40 +168,49 @@ unsafe fn rows<C: Column, const T: usize, const Q: usize>(
 }
 
 /// # Safety
-/// The contract of [`crate::isa::MixFn`], and the processor has NEON.
+/// The contract of [`MixArgs`], and the processor has NEON.
 #[target_feature(enable = "neon")]
-pub(in crate::arch::aarch64) unsafe fn mix<C: Column, const T: usize>(
-    weight: *const f32,
-    v: *const u8,
-    v_stride: usize,
-    count: usize,
-    alpha: *const f32,
-    out: *mut f32,
-    out_stride: usize,
-) {
-    // SAFETY: the contract gives `T` rows of PAGE weights, `count` rows of 16 elements, `T` alphas, `T` rows of 16 floats;
-    // 8 of the 16 at a time.
+pub(in crate::arch::aarch64) unsafe fn mix<C: Column, const T: usize>(args: &MixArgs) {
+    // SAFETY: the same contract; `dims` is a multiple of 16. As in `columns`, few rows take all 16 at once.
     unsafe {
-        for part in 0..2 {
-            let out = out.add(part * 8);
-            let mut acc: [[float32x4_t; 2]; T] = std::array::from_fn(|t| {
-                std::array::from_fn(|q| {
-                    vmulq_n_f32(vld1q_f32(out.add(t * out_stride + q * 4)), *alpha.add(t))
-                })
-            });
-            for p in 0..count {
-                let v = C::load::<2>(v.add((p * v_stride + part * 8) * C::BYTES));
-                for t in 0..T {
-                    let w = *weight.add(t * PAGE + p);
-                    for q in 0..2 {
-                        acc[t][q] = vfmaq_n_f32(acc[t][q], v[q], w);
-                    }
-                }
+        for d in (0..args.dims).step_by(16) {
+            if T <= 4 {
+                mix_lanes::<C, T, 4>(args, d);
+            } else {
+                mix_lanes::<C, T, 2>(args, d);
+                mix_lanes::<C, T, 2>(args, d + 8);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// The contract of [`MixArgs`] for `4 * Q` dimensions from `first` on; the caller has NEON.
+#[inline(always)]
+unsafe fn mix_lanes<C: Column, const T: usize, const Q: usize>(args: &MixArgs, first: usize) {
+    let &MixArgs { weight, dims, count, alpha, .. } = args;
+    // SAFETY: the contract gives `T` rows of PAGE weights, `count` rows of elements, PAGE scales, `T` alphas and `T` rows
+    // of floats.
+    unsafe {
+        let at = |t: usize, q: usize| args.out.add(t * dims + first + q * 4);
+        let scales = if C::SCALED { args.scales.add(first / 32 * PAGE) } else { args.scales };
+        let mut acc: [[float32x4_t; Q]; T] =
+            std::array::from_fn(|t| std::array::from_fn(|q| vmulq_n_f32(vld1q_f32(at(t, q)), *alpha.add(t))));
+        for p in 0..count {
+            let mut v = C::load::<Q>(args.v.add((p * dims + first) * C::BYTES));
+            if C::SCALED {
+                v = v.map(|v| vmulq_n_f32(v, *scales.add(p)));
             }
             for t in 0..T {
-                for q in 0..2 {
-                    vst1q_f32(out.add(t * out_stride + q * 4), acc[t][q]);
+                let w = *weight.add(t * PAGE + p);
+                for q in 0..Q {
+                    acc[t][q] = vfmaq_n_f32(acc[t][q], v[q], w);
                 }
+            }
+        }
+        for t in 0..T {
+            for q in 0..Q {
+                vst1q_f32(at(t, q), acc[t][q]);
             }
         }
     }

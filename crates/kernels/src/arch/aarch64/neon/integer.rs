@@ -1,4 +1,4 @@
-//! Integer tiles. [`tile`] walks strips, groups and tokens for both Arm instruction sets; a [`Dot`] multiplies. This one
+//! Integer tiles. [`tile`] walks strips, groups and tokens for all Arm instruction sets; a [`Dot`] multiplies. This one
 //! is `smull` and `smlal` into 16-bit sums, as many as fit, then `sadalp` into 32 bits.
 
 use super::strip::{ByteCells, Cells, Strip};
@@ -10,8 +10,18 @@ use std::arch::asm;
 
 /// How an instruction set multiplies cells.
 pub(in crate::arch::aarch64) trait Dot {
+    /// How it wants cells that were unpacked for many tokens.
+    type Unpacked: Cells;
+
+    /// Brings 8 cells of bytes into the order of [`Dot::Unpacked`].
+    ///
+    /// # Safety
+    /// The caller has the features.
+    unsafe fn arrange(_cells: &mut [[int8x16_t; 4]; 8]) {}
+
     /// `N` cells from `FIRST` on, rows `4 * quad ..` in `Q` registers, times `U` tokens' columns, added to `start`. `FIRST`
-    /// is 0 or 4 and `N` 4 or 8; constants, or the compiler rolls halves that are unpacked differently into one loop.
+    /// is 0 or 4 and `N` 4 or 8; constants, or the compiler rolls halves that are unpacked differently into one loop. Where
+    /// [`Cells::PAIRED`], sums 2 i and 2 i + 1 are rows 0 and 1, and 2 and 3, of tokens 2 i and 2 i + 1, and so is `start`.
     ///
     /// # Safety
     /// `cells` points at a group's cells as `C` reads them and `x` at `U` x 32 activations; `FIRST + N <= 8`;
@@ -36,6 +46,8 @@ pub(super) unsafe fn integer_tile<L: Strip, const T: usize>(args: &TileArgs) {
 enum Smlal {}
 
 impl Dot for Smlal {
+    type Unpacked = ByteCells;
+
     #[inline(always)]
     unsafe fn dot<C: Cells, const U: usize, const Q: usize, const FIRST: usize, const N: usize>(
         cells: *const u8,
@@ -187,9 +199,9 @@ unsafe fn few_tokens<D: Dot, L: Strip, const T: usize, const Q: usize>(args: &Ti
         let mut acc = [[vdupq_n_f32(0.0); 4]; T];
         for g in 0..groups {
             let record = args.panel.add(g * RECORD * T);
-            let (scale, min) = L::scales(strip, g);
-            let cells = L::cells(strip, g);
-            group::<D, L, L::Cells, T, T, Q>(cells, &scale, &min, record, 0, &mut acc);
+            let scales = L::scales(strip.add(L::BLOCKS.start(g)), g % L::BLOCKS.groups);
+            let cells = strip.add(L::BLOCKS.cells(g));
+            group::<D, L, L::Cells, T, T, Q>(cells, [&scales; 2], record, 0, &mut acc);
         }
         store(args, s, &acc);
     }
@@ -209,19 +221,31 @@ unsafe fn many_tokens<D: Dot, L: Strip, const T: usize, const Q: usize>(args: &T
         let mut unpacked = [[vdupq_n_s8(0); 4]; 8];
         for g in 0..groups {
             let record = args.panel.add(g * RECORD * T);
-            let (scale, min) = L::scales(strip, g);
-            let mut cells = L::cells(strip, g);
-            if !L::Cells::ARE_BYTES {
+            let scales = L::scales(strip.add(L::BLOCKS.start(g)), g % L::BLOCKS.groups);
+            let mut cells = strip.add(L::BLOCKS.cells(g));
+            if D::Unpacked::PAIRED || !L::Cells::ARE_BYTES {
                 for (cell, quads) in unpacked.iter_mut().enumerate() {
                     for (quad, weights) in quads.iter_mut().enumerate() {
                         *weights = L::Cells::load(cells, cell, quad);
                     }
                 }
+                D::arrange(&mut unpacked);
                 cells = unpacked.as_ptr().cast();
             }
+            let pairs;
+            let scales = if D::Unpacked::PAIRED {
+                let ([scale, scale_odd], [min, min_odd]) = (row_pairs(&scales.0), row_pairs(&scales.1));
+                pairs = [(scale, min), (scale_odd, min_odd)];
+                [&pairs[0], &pairs[1]]
+            } else {
+                [&scales; 2]
+            };
             for (block, acc) in acc.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-                group::<D, L, ByteCells, T, 4, Q>(cells, &scale, &min, record, block * 4, acc);
+                group::<D, L, D::Unpacked, T, 4, Q>(cells, scales, record, block * 4, acc);
             }
+        }
+        if D::Unpacked::PAIRED {
+            separate(&mut acc);
         }
         store(args, s, &acc);
     }
@@ -230,7 +254,43 @@ unsafe fn many_tokens<D: Dot, L: Strip, const T: usize, const Q: usize>(args: &T
 /// Scales and minimums of a group: per half, 4 registers for 16 rows.
 pub(in crate::arch::aarch64) type Scales = [[float32x4_t; 4]; 2];
 
-/// Adds one group to the accumulators of tokens `first .. first + U`.
+/// Scales of rows 0, 0, 1 and 1 of each four, and of rows 2, 2, 3 and 3.
+///
+/// # Safety
+/// The caller has NEON.
+#[inline(always)]
+unsafe fn row_pairs(scales: &Scales) -> [Scales; 2] {
+    // Loops, because the compiler does not always inline `map` of an array of arrays.
+    let mut pairs = [*scales; 2];
+    for h in 0..2 {
+        for quad in 0..4 {
+            let four = scales[h][quad];
+            // SAFETY: register arithmetic; the caller has the feature.
+            unsafe {
+                pairs[0][h][quad] = vzip1q_f32(four, four);
+                pairs[1][h][quad] = vzip2q_f32(four, four);
+            }
+        }
+    }
+    pairs
+}
+
+/// Turns sums of pairs of rows and tokens into sums of four rows of a token.
+///
+/// # Safety
+/// The caller has NEON.
+#[inline(always)]
+unsafe fn separate<const T: usize>(acc: &mut [[float32x4_t; 4]; T]) {
+    for [even, odd] in acc.as_chunks_mut::<2>().0 {
+        for (even, odd) in even.iter_mut().zip(odd) {
+            // SAFETY: register arithmetic; the caller has the feature.
+            unsafe { (*even, *odd) = (vuzp1q_f32(*even, *odd), vuzp2q_f32(*even, *odd)) };
+        }
+    }
+}
+
+/// Adds one group to the accumulators of tokens `first .. first + U`. Scales and minimums are those of accumulators with an
+/// even and with an odd number, which differ where [`Cells::PAIRED`].
 ///
 /// # Safety
 /// `cells` is a group of a strip of `L` as `C` reads it; `record` is the same group of a panel of `T` tokens;
@@ -238,8 +298,7 @@ pub(in crate::arch::aarch64) type Scales = [[float32x4_t; 4]; 2];
 #[inline(always)]
 unsafe fn group<D: Dot, L: Strip, C: Cells, const T: usize, const U: usize, const Q: usize>(
     cells: *const u8,
-    scale: &Scales,
-    min: &Scales,
+    scales: [&(Scales, Scales); 2],
     record: *const u8,
     first: usize,
     acc: &mut [[float32x4_t; 4]; U],
@@ -248,26 +307,31 @@ unsafe fn group<D: Dot, L: Strip, C: Cells, const T: usize, const U: usize, cons
     unsafe {
         let x: *const i8 = record.add(first * 32).cast();
         let tail = record.add(T * 32 + first * 4);
-        let words = |field: usize| tokens::<U>(tail.add(field * T * 4));
+        let words = |field: usize| {
+            let at = tail.add(field * T * 4);
+            if C::PAIRED { token_pairs::<U>(at) } else { tokens::<U>(at) }
+        };
         let floats = |field: usize| words(field).map(|x| vreinterpretq_f32_s32(x));
-        let start = |field: usize| match L::OFFSET_SHIFT {
-            None => [vdupq_n_s32(MAGIC.to_bits() as i32); U],
-            // A shift takes its count as a constant; 1 = 8 / 8 and 4 = 32 / 8 are the two in use.
-            Some(0) => words(field).map(|x| vaddq_s32(x, vdupq_n_s32(MAGIC.to_bits() as i32))),
-            Some(_) => {
-                words(field).map(|x| vaddq_s32(vshlq_n_s32::<2>(x), vdupq_n_s32(MAGIC.to_bits() as i32)))
-            }
+        let magic = vdupq_n_s32(MAGIC.to_bits() as i32);
+        // The words are -8 times the sums of activations; a shift takes its count as a constant.
+        let start = |field: usize| match L::OFFSET {
+            0 => [magic; U],
+            -16 => words(field).map(|x| vsubq_s32(magic, vshlq_n_s32::<1>(x))),
+            4 => words(field).map(|x| vaddq_s32(vshrq_n_s32::<1>(x), magic)),
+            8 => words(field).map(|x| vaddq_s32(x, magic)),
+            32 => words(field).map(|x| vaddq_s32(vshlq_n_s32::<2>(x), magic)),
+            _ => unreachable!("no layout has this offset"),
         };
         let d = floats(0);
         for quad in (0..4).step_by(Q) {
             if L::HALVES {
                 let dots = D::dot::<C, U, Q, 0, 4>(cells, quad, x, start(3));
-                accumulate::<L, U, Q>(dots, d, floats(5), quad, &scale[0], &min[0], acc);
+                accumulate::<L, U, Q, 0>(dots, d, floats(5), quad, scales, acc);
                 let dots = D::dot::<C, U, Q, 4, 4>(cells, quad, x, start(4));
-                accumulate::<L, U, Q>(dots, d, floats(6), quad, &scale[1], &min[1], acc);
+                accumulate::<L, U, Q, 1>(dots, d, floats(6), quad, scales, acc);
             } else {
                 let dots = D::dot::<C, U, Q, 0, 8>(cells, quad, x, start(2));
-                accumulate::<L, U, Q>(dots, d, floats(1), quad, &scale[0], &min[0], acc);
+                accumulate::<L, U, Q, 0>(dots, d, floats(1), quad, scales, acc);
             }
         }
     }
@@ -278,19 +342,21 @@ unsafe fn group<D: Dot, L: Strip, C: Cells, const T: usize, const U: usize, cons
 /// that.
 const MAGIC: f32 = 12_582_912.0;
 
+/// Adds the sums of half `H` of a group, or of all of it.
+///
 /// # Safety
 /// `quad + Q <= 4`; the caller has NEON.
 #[inline(always)]
-unsafe fn accumulate<L: Strip, const U: usize, const Q: usize>(
+unsafe fn accumulate<L: Strip, const U: usize, const Q: usize, const H: usize>(
     dots: [[int32x4_t; Q]; U],
     d: [float32x4_t; U],
     d_sum: [float32x4_t; U],
     quad: usize,
-    scale: &[float32x4_t; 4],
-    min: &[float32x4_t; 4],
+    scales: [&(Scales, Scales); 2],
     acc: &mut [[float32x4_t; 4]; U],
 ) {
     for t in 0..U {
+        let (scale, min) = (&scales[t % 2].0[H], &scales[t % 2].1[H]);
         for q in 0..Q {
             // SAFETY: register arithmetic; the caller has the feature.
             unsafe {
@@ -325,6 +391,20 @@ unsafe fn tokens<const U: usize>(at: *const u8) -> [int32x4_t; U] {
         } else {
             std::array::from_fn(|t| vdupq_n_s32(at.add(t * 4).cast::<i32>().read_unaligned()))
         }
+    }
+}
+
+/// The words of `U` tokens, those of tokens 2 i and 2 i + 1 twice in registers 2 i and 2 i + 1.
+///
+/// # Safety
+/// `U` words are readable at `at`; the caller has NEON.
+#[inline(always)]
+unsafe fn token_pairs<const U: usize>(at: *const u8) -> [int32x4_t; U] {
+    // SAFETY: the caller's contract; `U` is even where there are pairs.
+    unsafe {
+        std::array::from_fn(|t| {
+            vreinterpretq_s32_s64(vdupq_n_s64(at.add(t / 2 * 8).cast::<i64>().read_unaligned()))
+        })
     }
 }
 

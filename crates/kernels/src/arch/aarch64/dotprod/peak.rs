@@ -1,0 +1,24 @@
+//! The most that `sdot` does.
+
+use super::integer::sdot;
+use std::arch::aarch64::*;
+use std::hint::black_box;
+
+/// Sums that do not wait for each other: more than the 4 cycles of latency times the 4 units that processors have.
+const CHAINS: usize = 20;
+
+/// # Safety
+/// The processor has these features.
+#[target_feature(enable = "neon,dotprod")]
+pub(super) unsafe fn dots(rounds: u64) -> u64 {
+    let (weights, x) = (vdupq_n_s8(black_box(3)), vdupq_n_s8(black_box(-5)));
+    let mut sums = [vdupq_n_s32(0); CHAINS];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            // SAFETY: this function has the feature.
+            *sum = unsafe { sdot::<0>(*sum, weights, x) };
+        }
+    }
+    black_box(sums);
+    rounds * CHAINS as u64 * 16
+}
