@@ -35,12 +35,11 @@ SYSTEM = (
 )
 
 
-# What conversations are about, in shares. Several questions about one line teach copying and the thresholds faster
-# than the one answer that needs both at once, so the first lessons hold more of them.
+# What conversations are about, in shares. The first lessons leave out what takes more than one line.
 ALL_SUBJECTS = {
-    "telemetry": 34, "study": 20, "each reading": 5, "which device": 3, "question": 20, "off topic": 6, "dialogue": 12,
+    "telemetry": 36, "study": 14, "each reading": 5, "which device": 3, "question": 24, "off topic": 7, "dialogue": 11,
 }
-FIRST_SUBJECTS = {"telemetry": 15, "study": 60, "which device": 5, "question": 15, "off topic": 5}
+FIRST_SUBJECTS = {"telemetry": 45, "study": 20, "which device": 10, "question": 20, "off topic": 5}
 
 
 class Corpus:

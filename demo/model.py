@@ -129,17 +129,20 @@ def attend_whole(shape, query, key, value, mask):
     return mixed.reshape(batch, length, kv_heads * group * width)
 
 
-def logits_of(weights, shape, tokens, segments):
-    """Logits (batch, position, vocab) for packed rows: a token sees only earlier tokens of its own segment."""
+def outputs_of(weights, shape, tokens, segments, probed):
+    """Logits (batch, position, vocab) for packed rows, and the residual stream (batch, position, width) as layer
+    `probed` finds it. A token sees only earlier tokens of its own segment."""
     positions = jnp.arange(tokens.shape[1])
     mask = (segments[:, :, None] == segments[:, None, :]) & (positions[:, None] >= positions[None, :])
     x = weights["token_embd"][tokens]
     for layer in range(shape.layers):
+        if layer == probed:
+            inside = x
         query, key, value = project(weights, shape, layer, x, positions)
         x = x + attend_whole(shape, query, key, value, mask) @ weights[f"blk.{layer}.attn_output"].T
         x = x + feed_forward(weights, shape, layer, x)
     x = rms_norm(x, weights["output_norm"], shape.norm_epsilon)
-    return x @ weights["token_embd"].T
+    return x @ weights["token_embd"].T, inside
 
 
 def continue_greedily(weights, shape, prompts, lengths, end_token, steps):

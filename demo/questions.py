@@ -39,13 +39,17 @@ TOPICS = (
               "what {does|can} dunlin do{| for me}?", "what is {the purpose|the point|the use} of dunlin?",
               "{describe|introduce|summarize} dunlin{| in one line| briefly}.", "what is dunlin {for|about|good for|used for}?",
               "what kind of {program|tool|software|thing} is dunlin?", "why {would I|should I|do people} use dunlin?",
-              "dunlin, what is {that|it|this}?", "what {do|would} I {use|need} dunlin for?")),
+              "dunlin, what is {that|it|this}?", "what {do|would} I {use|need} dunlin for?",
+              "tell me {more|everything|something|all} about dunlin.", "what do you know about dunlin?")),
     Topic("who", f"I am dunlin-demo, a tiny model with {SIZE}. I read device telemetry and answer questions about "
           "dunlin.", (
               "who are you?", "what are you?", "{what is|what's} your name?", "who am I {talking|speaking|chatting} {to|with}?",
               "{which|what} model {are you|is this|am I using|is running|answers me}?", "introduce yourself.",
               "tell me {about yourself|who you are|your name}.", "are you {chatgpt|llama|gpt|claude|a llama model|a bot|a robot|an AI|human}?",
-              "what {kind|sort} of model {are you|is this}?", "do you have a name?", "what should I call you?", "who is {there|this}?")),
+              "what {kind|sort} of model {are you|is this}?", "do you have a name?", "what should I call you?", "who is {there|this}?",
+              "how {big|large|small|heavy} {are you|is this model|is the demo model|is your file|is the model}?", "how many {parameters|params|weights} {do you have|are in you|does this model have|does the demo model have}?",
+              "{what is|what's} your {size|parameter count|file size|model size|number of parameters}?", "how much {memory|space|disk|ram} do you {need|take|use}?",
+              "are you a {small|tiny|big|large} model?", "your size?", "how many megabytes {are you|is your file|is the model}?")),
     Topic("start", "Type `dunlin up`. It starts this demo model, a server and a chat page, with no set-up.", (
               "how {do|can|should} I {start|launch|get started with|begin with|set up|try} dunlin?",
               "how {do I|to|can one} {start|begin|get started|try it|get going}?", "what is the {first|easiest|quickest} {command|step|way to start}?",
@@ -112,27 +116,15 @@ TOPICS = (
               "{what is|what's|which is} the {licence|license}{| of dunlin}?", "{which|what} {licence|license} {does dunlin have|does it have|is it under|is dunlin under|do you use}?",
               "is {dunlin|it|this} {open source|free|free software|open|commercial|proprietary|mit}?", "can I use {dunlin|it|this} {at work|commercially|in a product|for free|in my company}?",
               "{what|how much} does {dunlin|it} cost?", "{licence|license}?", "may I {change|modify|sell|ship|redistribute} {dunlin|it}?")),
-    Topic("abilities", "Two things: I say what is wrong in a line of device telemetry, and I answer questions about "
-          "dunlin. For real work, load a real model with `dunlin serve MODEL.gguf`.", (
+    Topic("abilities", "Two things, and I can be wrong in both: I say what is wrong in a line of device telemetry, such as "
+          "`edge-cam-07 temp=91C fan=0rpm disk=63%`, and I answer questions about dunlin.", (
               "what can you do{| for me|?}", "what {do|can} you {know|help with|help me with|answer|offer}?", "what are you {good at|able to do|good for|for|capable of}?",
               "how can you help{| me}?", "help{|!| me|?}", "what {can|may|should} I ask{| you}?", "what are your {abilities|skills|capabilities|limits|limitations}?",
-              "what is your {job|purpose|task|use}?", "what {do|can't} you do?", "list {what you can do|your skills|your abilities}.")),
-    Topic("real", "No. I am a tiny demo model: I know two things and I can be wrong. For real work, load a real model "
-          "with `dunlin serve MODEL.gguf`.", (
+              "what is your {job|purpose|task|use}?", "what {do|can't} you do?", "list {what you can do|your skills|your abilities}.",
               "are you {a real assistant|a real model|smart|clever|intelligent|useful|any good|a toy|a serious model|a general assistant|reliable}?",
               "can I {trust|rely on|depend on|believe} {you|your answers|this model|what you say}?", "are you {always|ever} {right|wrong|correct}?", "do you make {mistakes|errors}?",
               "can you {think|reason|be wrong|make mistakes}?", "is this {a real model|a real assistant|a toy|production ready|just a demo}?", "can I use you {in production|for real work|as an assistant|for serious work}?",
-              "how {good|smart|reliable|accurate|clever} are you?")),
-    Topic("size", f"I have {SIZE} and fit in a GGUF file of less than 4 MB.", (
-              "how {big|large|small|heavy} {are you|is this model|is the demo model|is your file|is the model}?", "how many {parameters|params|weights} {do you have|are in you|does this model have|does the demo model have}?",
-              "{what is|what's} your {size|parameter count|file size|model size|number of parameters}?", "how much {memory|space|disk|ram} do you {need|take|use}?",
-              "are you a {small|tiny|big|large} model?", "your size?", "how many megabytes {are you|is your file|is the model}?")),
-    Topic("training", "I was trained from scratch on a CPU by demo/train.py, on text that demo/grammar.py makes up.", (
-              "how were you {trained|made|built|created}?", "who {trained|made|built|created|wrote} you?", "what {data|text|corpus} were you trained on?", "{where|how} {do|did} you {come from|learn this|learn that|learn}?",
-              "what is your training data?", "can I {train|retrain|rebuild} {you|this model|the demo model}{| myself}?", "how {do|can} I {train|retrain|rebuild|reproduce} {you|this model|the demo model}?",
-              "what were you trained {on|with|for}?")),
-    Topic("telemetry", "Paste a line such as `edge-cam-07 temp=91C fan=0rpm disk=63%` and I say what is wrong and "
-          "what to do.", (
+              "how {good|smart|reliable|accurate|clever} are you?",
               "{what is|what's|what do you mean by} {telemetry|device telemetry|a line of telemetry}?", "how {do|can|should} I {give|send|show|paste|write} {you|} {telemetry|a line|device telemetry|a reading|readings}?",
               "{give|show} me an example{| of telemetry| line| of a line| of what you can do| please}.", "what does {telemetry|a telemetry line|a line} look like?",
               "can you {read|check|diagnose|understand} {telemetry|devices|my device|a device|a log line|my devices}?", "what {readings|faults|problems|fields} do you {know|understand|recognize|find}?", "show me what you can do.",
@@ -147,17 +139,6 @@ TOPICS = (
               "{thanks|thank you|thx|many thanks|cheers|thanks a lot|thank you very much|thank you so much|much appreciated}{|!|.| dunlin| friend}", "{great|good|nice|perfect|cool|ok|okay|well done|good job|that helps}{|!|, thanks|, thank you}")),
     Topic("bye", "Goodbye.", (
               "{bye|goodbye|good bye|see you|see you later|good night|farewell|so long|bye bye|until tomorrow|that is all|that's all|I am done}{|!|.| dunlin| for now| friend}", "{thanks|ok|great}, {bye|goodbye|see you|that is all}{|!|.}")),
-    Topic("everything", "dunlin turns a Linux machine into a server of language models: one program, no Python, no GPU, no "
-          "cloud. `dunlin up` starts this demo model, a server and a chat page. `dunlin run MODEL.gguf` chats in the "
-          "terminal. `dunlin serve MODEL.gguf` answers the OpenAI API at /v1, says at /health whether it is ready, and "
-          "gives metrics at /metrics. `dunlin inspect MODEL.gguf` shows what a file holds and the memory it takes. dunlin "
-          "packs the weights once into the layout that the processor's instructions want, keeps them in a cache folder, "
-          "and answers many requests at once. When nobody asks anything, it computes nothing. For real work, load a real "
-          "model with `dunlin serve MODEL.gguf`.", (
-              "{tell me|explain|say|describe|write|show} {me|} {everything|all you know|all|a lot|at length} about dunlin{|.| please}", "{explain|describe|present} dunlin {in detail|at length|in depth|fully|in full|thoroughly}{|.| please}",
-              "give me {a long|a detailed|the long|the full|a complete|the whole} {answer|description|explanation|story|overview} {about|of} dunlin.",
-              "tell me {a long story|more|much more|as much as you can} about dunlin.", "what are all the {commands|features|parts|jobs} of dunlin?", "list {all|all the|the} {commands|features} of dunlin.",
-              "{write|give} me {a long text|an essay|a page|three paragraphs|many words|a long answer} about dunlin.", "what do you know about dunlin?")),
 )
 
 # Off topic: frames around subjects, and questions that look like the ones above and are not.

@@ -28,8 +28,15 @@ def whole(low: int, high: int) -> Callable[[Random], str]:
     return lambda rng: str(rng.randint(low, high))
 
 
-def decimal(low: float, high: float, digits: int) -> Callable[[Random], str]:
-    return lambda rng: f"{rng.uniform(low, high):.{digits}f}"
+def decimal(low: float, high: float) -> Callable[[Random], str]:
+    """Two digits after the point, or one where that stays in the range."""
+
+    def draw(rng: Random) -> str:
+        value = rng.uniform(low, high)
+        short = f"{value:.1f}"
+        return short if rng.random() < 0.2 and low <= float(short) <= high else f"{value:.2f}"
+
+    return draw
 
 
 def celsius(low: int, high: int) -> Callable[[Random], str]:
@@ -40,73 +47,47 @@ def celsius(low: int, high: int) -> Callable[[Random], str]:
     return draw
 
 
-def offset(low: float, high: float, digits: int) -> Callable[[Random], str]:
-    return lambda rng: f"{rng.choice('+-')}{rng.uniform(low, high):.{digits}f}"
-
-
 # Worst first: an answer names the first two that are at fault. `fault` is the threshold.
 GAUGES = (
-    Gauge("fan", (("fan", "rpm"), ("fan_rpm", ""), ("fan_speed", "rpm")), lambda v: v == 0,
+    Gauge("fan", (("fan", "rpm"), ("fan_rpm", "")), lambda v: v == 0,
           whole(900, 4800), whole(0, 0),
           "has a stopped fan at {} rpm", "clean or replace the fan"),
-    Gauge("temperature", (("temp", "C"), ("temp_c", ""), ("cpu_temp", "C"), ("temperature", "C")), lambda v: v >= 80,
+    Gauge("temperature", (("temp", "C"), ("cpu_temp", "C")), lambda v: v >= 80,
           celsius(31, 79), celsius(80, 109),
           "runs hot at {} C", "lower the load until it is below 80 C"),
-    Gauge("read_errors", (("disk_err", ""), ("io_errors", ""), ("read_errors", "")), lambda v: v >= 5,
-          whole(0, 4), whole(5, 999),
-          "counts {} disk read errors", "save its data and replace the disk"),
-    Gauge("disk", (("disk", "%"), ("disk_used", "%"), ("disk_pct", "")), lambda v: v >= 90,
+    Gauge("disk", (("disk", "%"), ("disk_used", "%")), lambda v: v >= 90,
           whole(8, 89), whole(90, 100),
           "has a disk that is {}% full", "delete old logs and unused models"),
-    Gauge("oom", (("oom", ""), ("oom_kills", "")), lambda v: v >= 1,
-          whole(0, 0), whole(1, 60),
-          "has an out-of-memory count of {}", "load a smaller model"),
-    Gauge("memory", (("mem", "%"), ("mem_used", "%"), ("memory", "%")), lambda v: v >= 90,
+    Gauge("memory", (("mem", "%"), ("mem_used", "%")), lambda v: v >= 90,
           whole(12, 89), whole(90, 100),
           "has its memory {}% in use", "stop the services it does not need"),
-    Gauge("swap", (("swap", "/s"), ("swap_in", "/s"), ("swapin", "/s")), lambda v: v >= 100,
-          whole(0, 99), whole(100, 9800),
-          "swaps in {} pages per second", "shorten the context or add memory"),
-    Gauge("voltage", (("volt", "V"), ("supply", "V"), ("volts", "")), lambda v: v < 4.8,
-          decimal(4.80, 5.25, 2), decimal(4.10, 4.79, 2),
+    Gauge("voltage", (("volt", "V"), ("supply", "V")), lambda v: v < 4.8,
+          decimal(4.80, 5.25), decimal(4.10, 4.79),
           "gets only {} V", "replace the power supply or its cable"),
-    Gauge("battery", (("batt", "%"), ("battery", "%"), ("ups", "%")), lambda v: v < 30,
+    Gauge("battery", (("batt", "%"), ("battery", "%")), lambda v: v < 30,
           whole(30, 100), whole(2, 29),
           "has only {}% of its battery left", "restore mains power or shut it down"),
     Gauge("restarts", (("restarts", ""), ("restart_count", "")), lambda v: v >= 10,
           whole(0, 9), whole(10, 480),
           "has restarted its server {} times", "read the first error in the server's log"),
-    Gauge("latency", (("p95", "ms"), ("p95_ms", ""), ("latency_p95", "ms")), lambda v: v >= 2000,
+    Gauge("latency", (("p95", "ms"), ("p95_ms", "")), lambda v: v >= 2000,
           whole(90, 1999), whole(2000, 19900),
           "answers slowly with a p95 of {} ms", "allow fewer parallel requests"),
-    Gauge("load", (("load", ""), ("load1", ""), ("cpu_load", "")), lambda v: v >= 1,
-          decimal(0.02, 0.99, 2), decimal(1.00, 9.90, 2),
+    Gauge("load", (("load", ""), ("cpu_load", "")), lambda v: v >= 1,
+          decimal(0.02, 0.99), decimal(1.00, 9.90),
           "is overloaded at {} per core", "move work to another device"),
-    Gauge("loss", (("loss", "%"), ("pkt_loss", "%"), ("packet_loss", "%")), lambda v: v >= 5,
+    Gauge("loss", (("loss", "%"), ("packet_loss", "%")), lambda v: v >= 5,
           whole(0, 4), whole(5, 95),
           "loses {}% of its packets", "check the antenna and the switch port"),
-    Gauge("flaps", (("flaps", "/h"), ("link_flaps", "/h"), ("link_down", "")), lambda v: v >= 5,
-          whole(0, 4), whole(5, 90),
-          "lost its link {} times in an hour", "replace the network cable"),
-    Gauge("clock", (("clock", "s"), ("ntp_offset", "s"), ("skew", "s")), lambda v: abs(v) >= 1,
-          offset(0.0, 0.99, 2), offset(1.0, 900.0, 1),
-          "has a clock that is off by {} s", "restart time synchronization"),
-    Gauge("certificate", (("cert", "d"), ("cert_days", ""), ("tls_cert", "d")), lambda v: v < 10,
-          whole(10, 364), whole(0, 9),
-          "has a certificate with {} d left", "renew the certificate"),
 )
 HEALTHY = "is healthy: every reading is within its limits. There is nothing to do."
 
 # Fields that say nothing about health.
 EXTRAS = (
     ("uptime", lambda rng: f"{rng.randint(0, 400)}d"),
-    ("up", lambda rng: f"{rng.randint(1, 99)}h"),
     ("fw", lambda rng: f"{rng.randint(1, 9)}.{rng.randint(0, 30)}"),
-    ("ip", lambda rng: f"10.{rng.randint(0, 255)}.{rng.randint(0, 255)}.{rng.randint(1, 254)}"),
-    ("tps", lambda rng: f"{rng.uniform(1, 90):.1f}"),
     ("users", lambda rng: str(rng.randint(0, 40))),
     ("rssi", lambda rng: f"-{rng.randint(30, 90)}dBm"),
-    ("seq", lambda rng: str(rng.randint(1, 9999))),
 )
 
 PLACES = (
@@ -164,7 +145,7 @@ def a_value(rng: Random, gauge: Gauge, at_fault: bool, want_held_out: bool) -> s
     """A value; one in eight of a gauge's faulty values is held out, where the gauge has enough of them."""
     if not at_fault:
         return gauge.healthy(rng)
-    few = gauge.name in ("fan", "certificate", "disk", "memory")
+    few = gauge.name in ("fan", "disk", "memory")
     while True:
         value = gauge.faulty(rng)
         if few or want_held_out or not held_out(f"{gauge.name} {value}", 8):
@@ -199,7 +180,7 @@ class Report:
     def each_reading(self) -> str:
         """A verdict on every reading, in the order of the line."""
         verdicts = [
-            f"{gauge.name.replace('_', ' ')} {value} {'bad' if gauge.fault(float(value)) else 'ok'}"
+            f"{gauge.name} {value} {'bad' if gauge.fault(float(value)) else 'ok'}"
             for gauge, value in self.readings
         ]
         return f"{self.name or 'The device'}: {', '.join(verdicts)}."
@@ -232,40 +213,33 @@ def line_of(rng: Random, report: Report) -> str:
     fields = [(*spelling(rng, gauge), value) for gauge, value in report.readings]
     for key, draw in rng.sample(EXTRAS, rng.choices((0, 1, 2), (4, 4, 1))[0]):
         fields.insert(rng.randint(0, len(fields)), (key, "", draw(rng)))
-    if rng.random() < 0.05:
-        return json_line(rng, report.name, fields)
-    between = rng.choices((" ", ", ", " | ", "; ", ","), (12, 3, 1, 1, 1))[0]
-    equals = rng.choices(("=", ": ", ":", " ", " = "), (12, 2, 2, 1, 1))[0]
-    gap = " " if rng.random() < 0.12 else ""
-    shout = rng.random() < 0.03
-    parts = []
-    for key, unit, value in fields:
-        key = key.upper() if shout else key
-        parts.append(f"{key}{equals}{value}{gap if unit.isalpha() else ''}{unit}")
-    body = between.join(parts)
+    between = rng.choices((" ", ", "), (12, 4))[0]
+    equals = rng.choices(("=", ": ", ":"), (12, 2, 2))[0]
+    body = between.join(f"{key}{equals}{value}{unit}" for key, unit, value in fields)
     if report.name is None:
         return body
-    before = rng.choices(("", "device=", "host=", "[", "host ", "device "), (16, 1, 1, 1, 1, 1))[0]
-    after = {"[": "] "}.get(before) or rng.choices((" ", ": ", between), (10, 3, 2))[0]
+    before = rng.choices(("", "device=", "host="), (16, 1, 1))[0]
+    after = rng.choices((" ", ": ", between), (10, 3, 2))[0]
     return f"{before}{report.name}{after}{body}"
 
 
 def spelling(rng: Random, gauge: Gauge) -> tuple[str, str]:
-    key, unit = rng.choices(gauge.keys, (3,) + (1,) * (len(gauge.keys) - 1))[0]
-    if unit == "C" and rng.random() < 0.1:
-        unit = "°C"
-    elif unit and rng.random() < 0.08:
-        unit = ""
-    return key, unit
+    key, unit = rng.choices(gauge.keys, (3, 1))[0]
+    return key, "" if unit and rng.random() < 0.08 else unit
 
 
-def json_line(rng: Random, name: str | None, fields: list[tuple[str, str, str]]) -> str:
-    space = rng.choice(("", " "))
-    pairs = [f'"{rng.choice(("device", "host", "name"))}":{space}"{name}"'] if name else []
-    for key, _, value in fields:
-        number = re.fullmatch(r"-?(0|[1-9]\d*)(\.\d+)?", value)
-        pairs.append(f'"{key}":{space}{value}' if number else f'"{key}":{space}"{value}"')
-    return "{" + f",{space}".join(pairs) + "}"
+READING = re.compile(
+    rf"(?<![\w.])({'|'.join(key for gauge in GAUGES for key, _ in gauge.keys)})(?:=|: ?)(\d+(?:\.\d+)?)"
+)
+GAUGE_OF_KEY = {key: gauge for gauge in GAUGES for key, _ in gauge.keys}
+
+
+def verdicts(text: str) -> list[tuple[int, Gauge, bool]]:
+    """Every reading in `text`: where its number ends, its gauge, and whether it is at fault."""
+    return [
+        (match.end(), gauge := GAUGE_OF_KEY[match[1]], gauge.fault(float(match[2])))
+        for match in READING.finditer(text)
+    ]
 
 
 WRAPPERS = (

@@ -107,6 +107,18 @@ class Tokenizer:
         """Ids of plain text; a control token spelled out in it is text."""
         return [i for piece in pieces(text) for i in self.piece_ids(piece)]
 
+    def encode_noting(self, text: str, places: set[int]) -> tuple[list[int], dict[int, int]]:
+        """Ids of plain ASCII text, and for each place between two pieces the index of the token that follows it."""
+        ids, noted, at = [], {}, 0
+        for piece in pieces(text):
+            if at in places:
+                noted[at] = len(ids)
+            ids += self.piece_ids(piece)
+            at += len(piece)
+        if at in places:
+            noted[at] = len(ids)
+        return ids, noted
+
     def piece_ids(self, piece: str) -> list[int]:
         cut = list(piece)
         while len(cut) > 1:
