@@ -38,3 +38,47 @@ macro_rules! per_width {
     };
 }
 pub(crate) use per_width;
+
+/// The table of an instruction set, of the functions and strips in scope where this stands: the same names in each.
+macro_rules! table {
+    ($isa:ident) => {
+        $crate::isa::Table {
+            isa: $crate::isa::Isa::$isa,
+            f32: $crate::arch::per_width!(float_tile, F32),
+            f16: $crate::arch::per_width!(float_tile, F16),
+            bf16: $crate::arch::per_width!(float_tile, Bf16),
+            q8: $crate::arch::per_width!(integer_tile, Q8),
+            q4: $crate::arch::per_width!(integer_tile, Q4),
+            iq4_nl: $crate::arch::per_width!(integer_tile, Iq4Nl),
+            mxfp4: $crate::arch::per_width!(integer_tile, Mxfp4),
+            q4k: $crate::arch::per_width!(superblock_tile, Q4K),
+            q5k: $crate::arch::per_width!(superblock_tile, Q5K),
+            q3k: $crate::arch::per_width!(superblock_tile, Q3K),
+            q6k: $crate::arch::per_width!(superblock_tile, Q6K),
+            iq4_xs: $crate::arch::per_width!(superblock_tile, Iq4Xs),
+            w8: $crate::arch::per_width!(integer_tile, W8),
+            w8_half: $crate::arch::per_width!(integer_tile, W8Half),
+            cache_f32: $crate::isa::CacheTiles {
+                score: $crate::arch::per_width!(score, F32),
+                mix: $crate::arch::per_width!(mix, F32),
+            },
+            cache_f16: $crate::isa::CacheTiles {
+                score: $crate::arch::per_width!(score, F16),
+                mix: $crate::arch::per_width!(mix, F16),
+            },
+            cache_bf16: $crate::isa::CacheTiles {
+                score: $crate::arch::per_width!(score, Bf16),
+                mix: $crate::arch::per_width!(mix, Bf16),
+            },
+            mix_q8: $crate::arch::per_width!(mix, I8),
+            quantize_row,
+            rms_norm,
+            silu_mul,
+            softmax_tile,
+            max,
+            exp_sum,
+            dots,
+        }
+    };
+}
+pub(crate) use table;

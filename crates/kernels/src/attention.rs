@@ -8,22 +8,25 @@
 //! depends on its position only, never on how the work was cut. Where there are few rows and heads for many threads, the
 //! spans are shared out too.
 //!
-//! In a `Q8_0` cache, keys are strips of [`Layout::Q8`]: queries are quantized like activations and scored by the integer
+//! In a `Q8_0` cache, keys are strips of [`Layout::Q8`](crate::layout::Layout::Q8): queries are quantized like activations and scored by the integer
 //! tiles of the weights. Values are bytes with a scale for each 32 dimensions and are mixed as floats.
+
+mod cache;
+mod store;
+
+pub use cache::{KvFormat, KvLayer, KvShape};
+pub use store::{HeadNorms, Pairing, Rotary, rotate_and_store};
 
 use crate::Context;
 use crate::elementwise;
 use crate::format::GROUP;
 use crate::isa::{MixArgs, MixFn, ScoreArgs, ScoreFn, TileArgs, TileFn, width_index};
-use crate::layout::{Blocks, Bytes, Layout, STRIP};
-use crate::ops::{Rows, SharedRows, for_each_token};
+use crate::layout::STRIP;
+use crate::ops::{Rows, SharedRows};
 use crate::panel::{PANEL_WIDTHS, RECORD};
 use crate::shared::SharedMut;
-use half::{bf16, f16};
+use half::f16;
 use std::cell::RefCell;
-use std::fmt;
-use std::ops::Range;
-use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Positions in a page of the cache.
@@ -32,188 +35,11 @@ pub const PAGE: usize = 128;
 /// Positions that are summed with one running maximum.
 pub const SPAN: usize = 512;
 
-/// Query rows that go through together.
-const ROWS_MAX: usize = PANEL_WIDTHS[0];
-
 /// The longest head; what the scratch space of a thread is made for.
 pub const HEAD_DIM_MAX: usize = 512;
 
-/// How the elements of a cache are stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum KvFormat {
-    /// As computed; for comparing engines.
-    F32,
-    #[default]
-    F16,
-    BF16,
-    /// 8 bits with an f16 scale for each 32 dimensions of a key or value: half the memory of `F16`.
-    Q8_0,
-}
-
-impl KvFormat {
-    pub const ALL: [KvFormat; 4] = [KvFormat::F32, KvFormat::F16, KvFormat::BF16, KvFormat::Q8_0];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            KvFormat::F32 => "f32",
-            KvFormat::F16 => "f16",
-            KvFormat::BF16 => "bf16",
-            KvFormat::Q8_0 => "q8_0",
-        }
-    }
-
-    /// Bytes of one element without its scale.
-    const fn element_bytes(self) -> usize {
-        match self {
-            KvFormat::F32 => 4,
-            KvFormat::F16 | KvFormat::BF16 => 2,
-            KvFormat::Q8_0 => 1,
-        }
-    }
-
-    /// Heads are filled up to a multiple of this many dimensions.
-    const fn dim_multiple(self) -> usize {
-        match self {
-            KvFormat::Q8_0 => GROUP,
-            _ => STRIP,
-        }
-    }
-
-    /// Stores the nearest value, the largest finite half beyond that: an infinity in the cache would turn masked
-    /// positions into NaN.
-    #[inline(always)]
-    fn store(self, x: f32, out: &mut [u8]) {
-        match self {
-            KvFormat::F32 => out.copy_from_slice(&x.to_le_bytes()),
-            KvFormat::F16 => out.copy_from_slice(&f16::from_f32(x.clamp(-65504.0, 65504.0)).to_le_bytes()),
-            KvFormat::BF16 => out.copy_from_slice(&bf16::from_f32(x).to_le_bytes()),
-            KvFormat::Q8_0 => unreachable!("a quantized element is not stored alone"),
-        }
-    }
-}
-
-impl fmt::Display for KvFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for KvFormat {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        KvFormat::ALL.into_iter().find(|format| format.name() == name).ok_or_else(|| {
-            let known: Vec<_> = KvFormat::ALL.iter().map(|format| format.name()).collect();
-            format!("no cache format is called '{name}'; known are {}", known.join(", "))
-        })
-    }
-}
-
-/// The shape of a cache: the same for every layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KvShape {
-    pub format: KvFormat,
-    pub pages: usize,
-    pub heads: usize,
-    pub head_dim: usize,
-}
-
-impl KvShape {
-    /// Dimensions of a stored value, the ones that fill it up included.
-    fn value_dims(self) -> usize {
-        self.head_dim.next_multiple_of(self.format.dim_multiple())
-    }
-
-    /// Bytes of the keys of 16 positions of one head.
-    fn key_block_bytes(self) -> usize {
-        match self.format {
-            KvFormat::Q8_0 => Layout::Q8.strip_bytes(self.value_dims()),
-            format => STRIP * self.head_dim * format.element_bytes(),
-        }
-    }
-
-    /// Bytes of the keys of one page of one head.
-    fn key_bytes(self) -> usize {
-        PAGE / STRIP * self.key_block_bytes()
-    }
-
-    /// Bytes of the values of one page of one head: rows of elements, then, where there are scales, `PAGE` halves for
-    /// each group of dimensions.
-    fn value_bytes(self) -> usize {
-        let scales = match self.format {
-            KvFormat::Q8_0 => self.value_dims() / GROUP * PAGE * 2,
-            _ => 0,
-        };
-        self.value_scales() + scales
-    }
-
-    /// Where the scales of a page's values start.
-    fn value_scales(self) -> usize {
-        PAGE * self.value_dims() * self.format.element_bytes()
-    }
-
-    /// Bytes of one page of one layer, keys and values.
-    pub fn page_bytes(self) -> usize {
-        self.heads * (self.key_bytes() + self.value_bytes())
-    }
-}
-
-/// Keys and values of one layer. Memory that no token has touched costs nothing: it is mapped when first written.
-#[derive(Debug)]
-pub struct KvLayer {
-    shape: KvShape,
-    keys: LazyBytes,
-    values: LazyBytes,
-}
-
-/// Zeroes that start on a cache line and are not there before they are touched.
-#[derive(Debug)]
-struct LazyBytes {
-    data: Vec<u8>,
-    start: usize,
-    len: usize,
-}
-
-impl LazyBytes {
-    fn new(len: usize) -> Self {
-        const LINE: usize = 64;
-        let data = vec![0; len + LINE];
-        let start = data.as_ptr().align_offset(LINE).min(LINE);
-        Self { data, start, len }
-    }
-
-    fn as_slice(&self) -> &[u8] {
-        &self.data[self.start..][..self.len]
-    }
-
-    fn as_mut_slice(&mut self) -> &mut [u8] {
-        &mut self.data[self.start..][..self.len]
-    }
-}
-
-impl KvLayer {
-    /// # Panics
-    /// If heads are longer than [`HEAD_DIM_MAX`].
-    pub fn new(shape: KvShape) -> Self {
-        assert!(shape.head_dim <= HEAD_DIM_MAX, "heads of {} are longer than {HEAD_DIM_MAX}", shape.head_dim);
-        let heads = shape.pages * shape.heads;
-        let (keys, values) =
-            (LazyBytes::new(heads * shape.key_bytes()), LazyBytes::new(heads * shape.value_bytes()));
-        Self { shape, keys, values }
-    }
-
-    /// Where a head's keys lie.
-    fn keys_of(&self, page: usize, head: usize) -> Range<usize> {
-        let start = (page * self.shape.heads + head) * self.shape.key_bytes();
-        start..start + self.shape.key_bytes()
-    }
-
-    /// Where a head's values lie.
-    fn values_of(&self, page: usize, head: usize) -> Range<usize> {
-        let start = (page * self.shape.heads + head) * self.shape.value_bytes();
-        start..start + self.shape.value_bytes()
-    }
-}
+/// Query rows that go through together.
+const ROWS_MAX: usize = PANEL_WIDTHS[0];
 
 /// Some consecutive tokens of one sequence in a batch.
 #[derive(Clone, Copy, Debug)]
@@ -225,233 +51,6 @@ pub struct Chunk<'a> {
     pub position: usize,
     /// The sequence's pages, enough for `position + tokens` positions.
     pub pages: &'a [u32],
-}
-
-/// Which elements of a head a rotary embedding turns together (Su et al., 2021).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pairing {
-    /// Elements `2 i` and `2 i + 1`.
-    Adjacent,
-    /// Elements `i` and `i + n / 2`, of `n` that are turned.
-    Halves,
-}
-
-/// The turns of every token of a batch.
-#[derive(Debug)]
-pub struct Rotary {
-    pub pairing: Pairing,
-    /// Elements of a head that are turned, from its start.
-    pub dims: usize,
-    cos_sin: Vec<(f32, f32)>,
-}
-
-impl Rotary {
-    /// `frequencies[i]` is how far pair `i` turns from one position to the next, in radians.
-    pub fn new(pairing: Pairing, frequencies: &[f32], positions: impl Iterator<Item = usize>) -> Self {
-        let turn = |p: usize, f: f32| {
-            let (sin, cos) = (p as f64 * f64::from(f)).sin_cos();
-            (cos as f32, sin as f32)
-        };
-        let cos_sin = positions.flat_map(|p| frequencies.iter().map(move |&f| turn(p, f))).collect();
-        Self { pairing, dims: frequencies.len() * 2, cos_sin }
-    }
-
-    fn turn(&self, token: usize, head: &mut [f32]) {
-        let half = self.dims / 2;
-        let turns = &self.cos_sin[token * half..][..half];
-        match self.pairing {
-            Pairing::Adjacent => {
-                for (pair, &(cos, sin)) in head.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
-                    let [a, b] = *pair;
-                    *pair = [a * cos - b * sin, a * sin + b * cos];
-                }
-            }
-            Pairing::Halves => {
-                let (first, second) = head[..self.dims].split_at_mut(half);
-                for ((a, b), &(cos, sin)) in first.iter_mut().zip(second).zip(turns) {
-                    (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
-                }
-            }
-        }
-    }
-}
-
-/// Norms over each head of queries and keys, before they are turned.
-#[derive(Clone, Copy, Debug)]
-pub struct HeadNorms<'a> {
-    pub query: &'a [f32],
-    pub key: &'a [f32],
-    pub epsilon: f32,
-}
-
-/// Normalizes and turns the heads of `q` and `k` in place, and writes `k` and `v` to the cache.
-///
-/// # Panics
-/// If rows, heads or pages do not fit together.
-#[allow(clippy::too_many_arguments, reason = "everything that a token brings to attention")]
-pub fn rotate_and_store(
-    context: Context<'_>,
-    q: &mut Rows,
-    k: &mut Rows,
-    v: &Rows,
-    norms: Option<HeadNorms<'_>>,
-    rotary: Option<&Rotary>,
-    layer: &mut KvLayer,
-    chunks: &[Chunk<'_>],
-) {
-    let shape = layer.shape;
-    let dim = shape.head_dim;
-    assert_eq!(
-        (k.cols(), v.cols()),
-        (shape.heads * dim, shape.heads * dim),
-        "keys and values of the cache's shape"
-    );
-    assert!(q.cols().is_multiple_of(dim), "whole heads of queries");
-    let place = places(chunks, q.count(), shape.pages);
-    let key_start: Vec<_> = place.iter().map(|&(page, _)| layer.keys_of(page, 0).start).collect();
-    let value_start: Vec<_> = place.iter().map(|&(page, _)| layer.values_of(page, 0).start).collect();
-    let (q, k) = (q.shared(), k.shared());
-    let keys = SharedMut::new(layer.keys.as_mut_slice());
-    let values = SharedMut::new(layer.values.as_mut_slice());
-    for_each_token(context, place.len(), &|t| {
-        // SAFETY: each token has its own rows.
-        let (q, k) = unsafe { (q.row(t), k.row(t)) };
-        prepare_heads(context, q, dim, norms.map(|n| (n.query, n.epsilon)), rotary, t);
-        prepare_heads(context, k, dim, norms.map(|n| (n.key, n.epsilon)), rotary, t);
-        for head in 0..shape.heads {
-            let (k, v) = (&k[head * dim..][..dim], &v.row(t)[head * dim..][..dim]);
-            let key = key_start[t] + head * shape.key_bytes();
-            let value = value_start[t] + head * shape.value_bytes();
-            // SAFETY: each token has its own slot in the cache.
-            unsafe {
-                match shape.format {
-                    KvFormat::Q8_0 => {
-                        let bytes = context.table.isa.bytes();
-                        store_quantized(shape, bytes, place[t].1, k, v, (&keys, key), (&values, value));
-                    }
-                    _ => store_floats(shape, place[t].1, k, v, (&keys, key), (&values, value)),
-                }
-            }
-        }
-    });
-}
-
-/// Stores one position of one head; `keys` and `values` come with where the head's page starts.
-///
-/// # Safety
-/// Nobody else touches this slot.
-unsafe fn store_floats(
-    shape: KvShape,
-    slot: usize,
-    k: &[f32],
-    v: &[f32],
-    keys: (&SharedMut<'_, u8>, usize),
-    values: (&SharedMut<'_, u8>, usize),
-) {
-    let (format, size) = (shape.format, shape.format.element_bytes());
-    let block = keys.1 + slot / STRIP * shape.key_block_bytes();
-    for (c, &k) in k.iter().enumerate() {
-        // SAFETY: element `slot` of column `c`, this position's own.
-        format.store(k, unsafe { keys.0.slice(block + (c * STRIP + slot % STRIP) * size, size) });
-    }
-    // SAFETY: this position's own row.
-    let row = unsafe { values.0.slice(values.1 + slot * shape.value_dims() * size, v.len() * size) };
-    for (out, &v) in row.chunks_exact_mut(size).zip(v) {
-        format.store(v, out);
-    }
-}
-
-/// As [`store_floats`], in groups of 32 dimensions.
-///
-/// # Safety
-/// As [`store_floats`].
-unsafe fn store_quantized(
-    shape: KvShape,
-    bytes: Bytes,
-    slot: usize,
-    k: &[f32],
-    v: &[f32],
-    keys: (&SharedMut<'_, u8>, usize),
-    values: (&SharedMut<'_, u8>, usize),
-) {
-    let lane = slot % STRIP;
-    let block = keys.1 + slot / STRIP * shape.key_block_bytes();
-    for (g, k) in k.chunks(GROUP).enumerate() {
-        let (q, d) = quantize(k);
-        // SAFETY: this position's own scale and cells of group `g`.
-        unsafe {
-            keys.0
-                .slice(block + Blocks::Q8.start(g) + (g % Blocks::Q8.groups * STRIP + lane) * 2, 2)
-                .copy_from_slice(&d.to_le_bytes());
-            for (cell, four) in q.as_chunks::<4>().0.iter().enumerate() {
-                let out = keys.0.slice(block + Blocks::Q8.cells(g) + cell * 64 + lane * 4, 4);
-                match bytes {
-                    Bytes::Signed => out.copy_from_slice(&four.map(|q| q as u8)),
-                    Bytes::Unsigned => out.copy_from_slice(&four.map(|q| q as u8 ^ 0x80)),
-                }
-            }
-        }
-    }
-    for (g, v) in v.chunks(GROUP).enumerate() {
-        let (q, d) = quantize(v);
-        // SAFETY: this position's own elements and scale of group `g`.
-        unsafe {
-            let row = values.1 + slot * shape.value_dims() + g * GROUP;
-            values.0.slice(row, GROUP).copy_from_slice(&q.map(|q| q as u8));
-            let scale = values.1 + shape.value_scales() + (g * PAGE + slot) * 2;
-            values.0.slice(scale, 2).copy_from_slice(&d.to_le_bytes());
-        }
-    }
-}
-
-/// Up to 32 floats, filled up with zeros, as `d * q`; the nearest to each that the rounded scale allows.
-fn quantize(x: &[f32]) -> ([i8; GROUP], f16) {
-    let mut group = [0f32; GROUP];
-    group[..x.len()].copy_from_slice(x);
-    let amax = group.iter().fold(0f32, |a, x| a.max(x.abs())).min(65504.0 * 127.0);
-    let d = f16::from_f32(amax / 127.0);
-    let inverse = if d > f16::ZERO { 1.0 / d.to_f32() } else { 0.0 };
-    (group.map(|x| (x * inverse).round_ties_even().clamp(-127.0, 127.0) as i8), d)
-}
-
-/// Page and slot of every token of a batch.
-fn places(chunks: &[Chunk<'_>], tokens: usize, pages: usize) -> Vec<(usize, usize)> {
-    let mut places = vec![(usize::MAX, 0); tokens];
-    for chunk in chunks {
-        for i in 0..chunk.tokens {
-            let position = chunk.position + i;
-            let page = chunk.pages[position / PAGE] as usize;
-            assert!(page < pages, "page {page} of {pages}");
-            places[chunk.row + i] = (page, position % PAGE);
-        }
-    }
-    assert!(places.iter().all(|p| p.0 != usize::MAX), "every row belongs to a chunk");
-    // Two tokens in one place would race.
-    let mut sorted = places.clone();
-    sorted.sort_unstable();
-    assert!(sorted.windows(2).all(|w| w[0] != w[1]), "two tokens share a place in the cache");
-    places
-}
-
-fn prepare_heads(
-    context: Context<'_>,
-    row: &mut [f32],
-    dim: usize,
-    norm: Option<(&[f32], f32)>,
-    rotary: Option<&Rotary>,
-    token: usize,
-) {
-    for head in row.chunks_exact_mut(dim) {
-        if let Some((weight, epsilon)) = norm {
-            let mut out = [0.0; HEAD_DIM_MAX];
-            // SAFETY: the table proves the instruction set.
-            unsafe { (context.table.rms_norm)(head, weight, epsilon, &mut out[..dim]) };
-            head.copy_from_slice(&out[..dim]);
-        }
-        if let Some(rotary) = rotary {
-            rotary.turn(token, head);
-        }
-    }
 }
 
 /// Causal attention of every row of `q` over its sequence's cache, written to `out`. `scale` multiplies the scores.
@@ -682,7 +281,7 @@ impl Task<'_> {
             for r in 0..block.count {
                 row.iter_mut().zip(query(r)).for_each(|(x, q)| *x = q * self.scale);
                 // SAFETY: the panel was just made for `width` rows of `dims`; the table proves the instruction set.
-                unsafe { (self.context.table.quantize_row)(row, integers.as_mut_ptr(), width, r) };
+                unsafe { (self.context.table.quantize_row)(row, GROUP, integers.as_mut_ptr(), width, r) };
             }
             return;
         }

@@ -177,9 +177,9 @@ macro_rules! elementwise {
         /// # Safety
         /// The contract of `panel::quantize_row_body`, and the processor has the module's instruction set.
         $(#[$feature])?
-        unsafe fn quantize_row(row: &[f32], panel: *mut u8, width: usize, lane: usize) {
+        unsafe fn quantize_row(row: &[f32], span: usize, panel: *mut u8, width: usize, lane: usize) {
             // SAFETY: the same contract.
-            unsafe { crate::panel::quantize_row_body(row, panel, width, lane) }
+            unsafe { crate::panel::quantize_row_body(row, span, panel, width, lane) }
         }
 
         $(#[$feature])?

@@ -31,6 +31,9 @@ pub enum Format {
 /// Weights per group in [`Group`].
 pub const GROUP: usize = 32;
 
+/// Weights of a block of the K-quants and of IQ4_XS, which share an f16 scale.
+pub const SUPERBLOCK: usize = 256;
+
 /// 32 neighbouring weights of a row: weight `i` is `scale[i / 16] * q[i] - min[i / 16]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Group {
@@ -90,7 +93,9 @@ impl Format {
     pub const fn block_len(self) -> usize {
         match self {
             Format::F32 | Format::F16 | Format::BF16 => 1,
-            Format::Q2_K | Format::Q3_K | Format::Q4_K | Format::Q5_K | Format::Q6_K | Format::IQ4_XS => 256,
+            Format::Q2_K | Format::Q3_K | Format::Q4_K | Format::Q5_K | Format::Q6_K | Format::IQ4_XS => {
+                SUPERBLOCK
+            }
             _ => 32,
         }
     }

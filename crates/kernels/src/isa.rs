@@ -218,7 +218,7 @@ pub struct Table {
     /// Of a `Q8_0` cache; its keys are scored by `q8`.
     pub(crate) mix_q8: [MixFn; PANEL_WIDTHS.len()],
     /// Contract: see `panel::quantize_row_body`.
-    pub(crate) quantize_row: unsafe fn(row: &[f32], panel: *mut u8, width: usize, lane: usize),
+    pub(crate) quantize_row: unsafe fn(row: &[f32], span: usize, panel: *mut u8, width: usize, lane: usize),
     /// Contract of these: the processor has the instruction set, which holding a table proves.
     pub(crate) rms_norm: unsafe fn(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]),
     pub(crate) silu_mul: unsafe fn(gate: &mut [f32], up: &[f32]),

@@ -34,7 +34,7 @@ mod pack;
 
 pub use pack::pack_strip;
 
-use crate::format::{Format, GROUP, Group, IQ4_VALUES, MXFP4_VALUES, e8m0_half};
+use crate::format::{Format, GROUP, Group, IQ4_VALUES, MXFP4_VALUES, SUPERBLOCK, e8m0_half};
 use half::{bf16, f16};
 
 /// Rows in a strip.
@@ -108,6 +108,11 @@ impl Layout {
         matches!(self, Layout::F32 | Layout::F16 | Layout::BF16)
     }
 
+    /// Whether 256 columns share an f16 scale, and so the scale of the activations they are multiplied by.
+    pub fn has_superblocks(self) -> bool {
+        !self.is_float() && self.blocks().has_superblocks()
+    }
+
     /// Bytes of a strip of `cols` columns.
     pub fn strip_bytes(self, cols: usize) -> usize {
         match self {
@@ -160,6 +165,11 @@ impl Blocks {
     pub(crate) const IQ4_XS: Blocks = Blocks { groups: 8, header: SCALES + 8 * STRIP, group: 4 * CELL };
     pub(crate) const W8: Blocks = Blocks { groups: 1, header: 2 * 64, group: 8 * CELL };
     pub(crate) const W8_HALF: Blocks = Blocks { groups: 1, header: 4 * 64, group: 8 * CELL };
+
+    /// Whether a block is what formats of 256 columns call a super-block.
+    pub(crate) const fn has_superblocks(self) -> bool {
+        self.groups * GROUP == SUPERBLOCK
+    }
 
     /// Bytes of a block.
     pub(crate) const fn bytes(self) -> usize {

@@ -134,6 +134,7 @@ pub fn kinds_for<'a>(matrices: impl IntoIterator<Item = &'a Matrix>) -> Kinds {
         match matrix.layout() {
             Layout::F32 | Layout::F16 => kinds.float = true,
             Layout::BF16 => kinds.bf16 = true,
+            layout if layout.has_superblocks() => kinds.superblock = true,
             _ => kinds.integer = true,
         }
     }
@@ -205,6 +206,9 @@ pub fn multiply_swiglu(
     check_shapes(activations, gate, gate_out);
     check_shapes(activations, up, up_out);
     let tokens = activations.tokens();
+    if tokens == 0 {
+        return;
+    }
     let chunk = strips_per_item(context, gate, tokens);
     let (gate_out, up_out) = (gate_out.shared(), up_out.shared());
     context.pool.run(gate.strips().div_ceil(chunk), &|item| {
@@ -268,6 +272,7 @@ fn tile(
         panel: match matrix.layout() {
             Layout::F32 | Layout::F16 => activations.float_panel(panel.start),
             Layout::BF16 => activations.bf16_panel(panel.start),
+            layout if layout.has_superblocks() => activations.superblock_panel(panel.start),
             _ => activations.integer_panel(panel.start),
         },
         out: out.pointer(panel.start, start * STRIP),

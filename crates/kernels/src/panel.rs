@@ -5,8 +5,13 @@
 //! `-8 * sum0 i32`, `-8 * sum1 i32`, `d * sum0 f32`, `d * sum1 f32`, where `x ~ d * q`, `sum0` and `sum1` are the sums of
 //! `q` over the two halves and `sum` over both. The sums turn weights stored with an offset or a minimum back into
 //! their value without touching the inner loop. A float panel is `[cols][T] f32`.
+//!
+//! Layouts whose weights come in super-blocks of 256 columns are multiplied by panels of the same form in which the eight
+//! records of a super-block have one `d`: what is summed over the super-block is then scaled once and not eight times.
+//! ggml quantizes activations for these formats the same way (`block_q8_K`). In place of `d * sum0` such a record holds
+//! `sum0 i16, sum1 i16`.
 
-use crate::format::GROUP;
+use crate::format::{GROUP, SUPERBLOCK};
 use crate::isa::Table;
 use half::bf16;
 use std::ops::Range;
@@ -46,6 +51,7 @@ pub struct Activations {
     tokens: usize,
     cols: usize,
     integers: Vec<u8>,
+    superblocks: Vec<u8>,
     floats: Vec<f32>,
     bf16s: Vec<f32>,
     kinds: Kinds,
@@ -54,7 +60,10 @@ pub struct Activations {
 /// Which panels are filled; what a layer's matrices need.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Kinds {
+    /// 8 bits, with a scale for each 32 columns.
     pub integer: bool,
+    /// 8 bits, with a scale for each 256 columns.
+    pub superblock: bool,
     pub float: bool,
     /// Floats rounded to bfloat16, for BF16 weights: what processors with instructions for them multiply.
     pub bf16: bool,
@@ -64,14 +73,20 @@ impl Activations {
     /// Makes room for `tokens` x `cols`; contents are undefined until every token has been written.
     ///
     /// # Panics
-    /// If integer panels are asked for and `cols` is not a multiple of 32.
+    /// If integer panels are asked for and `cols` is not a multiple of the columns that share a scale.
     pub fn reset(&mut self, tokens: usize, cols: usize, kinds: Kinds) {
         (self.tokens, self.cols, self.kinds) = (tokens, cols, kinds);
-        if kinds.integer {
-            assert!(cols.is_multiple_of(GROUP), "{cols} columns are not a multiple of {GROUP}");
+        for (wanted, records, span) in [
+            (kinds.integer, &mut self.integers, GROUP),
+            (kinds.superblock, &mut self.superblocks, SUPERBLOCK),
+        ] {
+            if !wanted {
+                continue;
+            }
+            assert!(cols.is_multiple_of(span), "{cols} columns are not a multiple of {span}");
             let len = tokens * cols / GROUP * RECORD;
-            if self.integers.len() < len {
-                self.integers.resize(len, 0);
+            if records.len() < len {
+                records.resize(len, 0);
             }
         }
         for (wanted, floats) in [(kinds.float, &mut self.floats), (kinds.bf16, &mut self.bf16s)] {
@@ -107,6 +122,7 @@ impl Activations {
             cols: self.cols,
             kinds: self.kinds,
             integers: self.integers.as_mut_ptr(),
+            superblocks: self.superblocks.as_mut_ptr(),
             floats: self.floats.as_mut_ptr(),
             bf16s: self.bf16s.as_mut_ptr(),
         }
@@ -116,6 +132,12 @@ impl Activations {
     pub(crate) fn integer_panel(&self, token: usize) -> *const u8 {
         assert!(self.kinds.integer, "integer panels were not asked for");
         self.integers[token * self.cols / GROUP * RECORD..].as_ptr()
+    }
+
+    /// Start of the integer panel with a scale for each super-block whose first token is `token`.
+    pub(crate) fn superblock_panel(&self, token: usize) -> *const u8 {
+        assert!(self.kinds.superblock, "super-block panels were not asked for");
+        self.superblocks[token * self.cols / GROUP * RECORD..].as_ptr()
     }
 
     /// Start of the float panel whose first token is `token`.
@@ -137,6 +159,7 @@ pub(crate) struct Writer {
     cols: usize,
     kinds: Kinds,
     integers: *mut u8,
+    superblocks: *mut u8,
     floats: *mut f32,
     bf16s: *mut f32,
 }
@@ -155,11 +178,16 @@ impl Writer {
         assert!(token < self.tokens && row.len() == self.cols, "row {token} of {}", self.tokens);
         let panel = panel_of(token, self.tokens);
         let (width, lane) = (panel.len(), token - panel.start);
-        if self.kinds.integer {
-            // SAFETY: `reset` made room for `tokens * cols / 32` records and this panel's lie from its first token on.
-            unsafe {
-                let start = self.integers.add(panel.start * self.cols / GROUP * RECORD);
-                (table.quantize_row)(row, start, width, lane);
+        for (wanted, records, span) in [
+            (self.kinds.integer, self.integers, GROUP),
+            (self.kinds.superblock, self.superblocks, SUPERBLOCK),
+        ] {
+            if wanted {
+                // SAFETY: `reset` made room for `tokens * cols / 32` records and this panel's lie from its first token on.
+                unsafe {
+                    let start = records.add(panel.start * self.cols / GROUP * RECORD);
+                    (table.quantize_row)(row, span, start, width, lane);
+                }
             }
         }
         if self.kinds.float {
@@ -187,37 +215,45 @@ unsafe fn write_floats(lane: *mut f32, width: usize, row: impl Iterator<Item = f
     }
 }
 
-/// Quantizes a row into lane `lane` of a panel of `width` tokens. Plain arithmetic on arrays: each instruction set
-/// compiles it with its own features (see `elementwise!`) and the compiler vectorizes it.
+/// Quantizes a row, with one scale for each `span` columns, into lane `lane` of a panel of `width` tokens. Plain
+/// arithmetic on arrays: each instruction set compiles it with its own features (see `elementwise!`) and the compiler
+/// vectorizes it.
 ///
 /// # Safety
 /// `panel` points at `row.len() / 32` records of `60 * width` bytes that nobody else uses.
 #[inline(always)]
-pub(crate) unsafe fn quantize_row_body(row: &[f32], panel: *mut u8, width: usize, lane: usize) {
-    for (g, x) in row.as_chunks::<GROUP>().0.iter().enumerate() {
-        let (q, d, sums) = quantize_group(x);
-        let sum = sums[0] + sums[1];
-        // SAFETY: record `g` lies within the panel by the caller's contract, and its parts within the record.
-        unsafe {
-            let record = panel.add(g * RECORD * width);
-            record.add(lane * GROUP).cast::<[i8; GROUP]>().write_unaligned(q);
-            let tail = record.add(width * GROUP + lane * 4);
-            let field = |i: usize| tail.add(i * width * 4);
-            field(0).cast::<f32>().write_unaligned(d);
-            field(1).cast::<f32>().write_unaligned(d * sum as f32);
-            field(2).cast::<i32>().write_unaligned(-8 * sum);
-            field(3).cast::<i32>().write_unaligned(-8 * sums[0]);
-            field(4).cast::<i32>().write_unaligned(-8 * sums[1]);
-            field(5).cast::<f32>().write_unaligned(d * sums[0] as f32);
-            field(6).cast::<f32>().write_unaligned(d * sums[1] as f32);
+pub(crate) unsafe fn quantize_row_body(row: &[f32], span: usize, panel: *mut u8, width: usize, lane: usize) {
+    let spans = row.as_chunks::<GROUP>().0.chunks(span / GROUP);
+    for (first, groups) in spans.enumerate().map(|(i, groups)| (i * (span / GROUP), groups)) {
+        let amax = groups.iter().map(largest).fold(0.0, f32::max);
+        for (g, x) in groups.iter().enumerate() {
+            let (q, d, sums) = quantize_group(x, amax);
+            let sum = sums[0] + sums[1];
+            // SAFETY: record `first + g` lies within the panel by the caller's contract, and its parts within the record.
+            unsafe {
+                let record = panel.add((first + g) * RECORD * width);
+                record.add(lane * GROUP).cast::<[i8; GROUP]>().write_unaligned(q);
+                let tail = record.add(width * GROUP + lane * 4);
+                let field = |i: usize| tail.add(i * width * 4);
+                field(0).cast::<f32>().write_unaligned(d);
+                field(1).cast::<f32>().write_unaligned(d * sum as f32);
+                field(2).cast::<i32>().write_unaligned(-8 * sum);
+                field(3).cast::<i32>().write_unaligned(-8 * sums[0]);
+                field(4).cast::<i32>().write_unaligned(-8 * sums[1]);
+                if span == GROUP {
+                    field(5).cast::<f32>().write_unaligned(d * sums[0] as f32);
+                } else {
+                    field(5).cast::<[i16; 2]>().write_unaligned(sums.map(|sum| sum as i16));
+                }
+                field(6).cast::<f32>().write_unaligned(d * sums[1] as f32);
+            }
         }
     }
 }
 
-/// 32 floats as `d * q`, `q` in -127..=127, and the sums of `q` over both halves. Values that are not finite become
-/// finite nonsense, never undefined behaviour.
+/// The largest magnitude.
 #[inline(always)]
-pub(crate) fn quantize_group(x: &[f32; GROUP]) -> ([i8; GROUP], f32, [i32; 2]) {
+pub(crate) fn largest(x: &[f32; GROUP]) -> f32 {
     let mut lanes = [0f32; 16];
     for i in 0..16 {
         lanes[i] = x[i].abs().max(x[i + 16].abs());
@@ -229,16 +265,29 @@ pub(crate) fn quantize_group(x: &[f32; GROUP]) -> ([i8; GROUP], f32, [i32; 2]) {
         }
         n /= 2;
     }
-    let amax = lanes[0].min(f32::MAX);
-    let d = amax / 127.0;
-    let inverse = if d > 0.0 { 127.0 / amax } else { 0.0 };
-    // Adding 1.5 * 2^23 leaves the nearest integer (ties to even) in the low bits of the float.
+    lanes[0]
+}
+
+/// `x * inverse` as the nearest integers (ties to even) in -127..=127.
+#[inline(always)]
+pub(crate) fn rounded(x: &[f32; GROUP], inverse: f32) -> [i32; GROUP] {
+    // Adding 1.5 * 2^23 leaves the nearest integer in the low bits of the float.
     const MAGIC: f32 = 12_582_912.0;
     let mut q = [0i32; GROUP];
     for i in 0..GROUP {
         let scaled = (x[i] * inverse).clamp(-127.0, 127.0);
         q[i] = (scaled + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32;
     }
+    q
+}
+
+/// 32 floats, none above `amax` in magnitude, as `d * q`, `q` in -127..=127, and the sums of `q` over both halves. Values
+/// that are not finite become finite nonsense, never undefined behaviour.
+#[inline(always)]
+pub(crate) fn quantize_group(x: &[f32; GROUP], amax: f32) -> ([i8; GROUP], f32, [i32; 2]) {
+    let amax = amax.min(f32::MAX);
+    let d = amax / 127.0;
+    let q = rounded(x, if d > 0.0 { 127.0 / amax } else { 0.0 });
     let mut sums = [0i32; 2];
     for i in 0..16 {
         sums[0] += q[i] as i8 as i32;
@@ -270,7 +319,7 @@ mod tests {
     #[test]
     fn quantizing_keeps_the_largest_exact_and_the_rest_close() {
         let x: [f32; GROUP] = std::array::from_fn(|i| (i as f32 * 0.7).sin() * 3.0);
-        let (q, d, sums) = quantize_group(&x);
+        let (q, d, sums) = quantize_group(&x, largest(&x));
         assert_eq!(q.iter().map(|q| i32::from(q.abs())).max(), Some(127));
         assert_eq!(sums[0] + sums[1], q.iter().map(|&q| i32::from(q)).sum::<i32>());
         for (x, q) in x.iter().zip(q) {
@@ -280,11 +329,11 @@ mod tests {
 
     #[test]
     fn quantizing_survives_zeros_and_the_not_finite() {
-        assert_eq!(quantize_group(&[0.0; GROUP]), ([0; GROUP], 0.0, [0, 0]));
+        assert_eq!(quantize_group(&[0.0; GROUP], 0.0), ([0; GROUP], 0.0, [0, 0]));
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MIN_POSITIVE / 4.0] {
             let mut x = [1.0; GROUP];
             x[3] = bad;
-            let (_, d, _) = quantize_group(&x);
+            let (_, d, _) = quantize_group(&x, largest(&x));
             assert!(d.is_finite());
         }
     }

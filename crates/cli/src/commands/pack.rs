@@ -47,7 +47,7 @@ pub(crate) struct PackArgs {
     #[arg(long)]
     json: bool,
 
-    /// Threads that compute [default: the physical cores this process may use]
+    /// Threads that compute [default: the fast cores this process may use, within its CPU quota]
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
 

@@ -71,7 +71,10 @@ unsafe fn integer_tile<const T: usize>(args: &TileArgs, layout: Layout) {
             };
             for (t, acc) in acc.iter_mut().enumerate() {
                 let x: &[u8; GROUP] = record[t * GROUP..][..GROUP].try_into().expect("32 bytes");
-                let (d, sums) = (float(0, t), [float(5, t), float(6, t)]);
+                let d = float(0, t);
+                // Both halves of a super-block's groups have one minimum, for the sum over both.
+                let sums =
+                    if layout.has_superblocks() { [float(1, t), 0.0] } else { [float(5, t), float(6, t)] };
                 for (acc, w) in acc.iter_mut().zip(&weights) {
                     for h in 0..2 {
                         let range = h * 16..(h + 1) * 16;

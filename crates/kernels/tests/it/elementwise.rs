@@ -30,7 +30,7 @@ fn norms_have_unit_mean_square() {
             &x,
             &[1.0; 96],
             1e-6,
-            Kinds { integer: true, float: true, bf16: true },
+            Kinds { integer: true, superblock: false, float: true, bf16: true },
             &mut out,
         );
         assert_eq!((out.tokens(), out.cols()), (7, 96));

@@ -1,19 +1,21 @@
 use crate::{Random, for_each_isa, random_rows, rows_of};
-use kernels::format::Format;
+use kernels::format::{Format, GROUP, SUPERBLOCK};
 use kernels::layout::{self, Bytes, Layout};
 use kernels::matrix::Shape;
 use kernels::ops::{Product, Rows, kinds_for, multiply, multiply_swiglu};
 use kernels::{Activations, Context, Isa, Matrix};
 use std::sync::Arc;
 
-/// Activations that 8 bits hold exactly: multiples of a power of two whose largest is 127 of them.
-fn exact_row(cols: usize, random: &mut Random) -> Vec<f32> {
+/// Activations that 8 bits hold exactly: of those that share a scale, multiples of a power of two whose largest is 127 of
+/// them.
+fn exact_row(format: Format, cols: usize, random: &mut Random) -> Vec<f32> {
+    let span = if Layout::of(format).has_superblocks() { SUPERBLOCK } else { GROUP };
     let mut row = Vec::with_capacity(cols);
-    for _ in 0..cols.div_ceil(32) {
+    for _ in 0..cols.div_ceil(span) {
         let d = 2f32.powi(-((random.next() % 8) as i32));
-        let mut group: Vec<f32> = (0..32).map(|_| ((random.next() % 255) as f32 - 127.0) * d).collect();
-        group[(random.next() % 32) as usize] = 127.0 * d;
-        row.extend(group);
+        let mut part: Vec<f32> = (0..span).map(|_| ((random.next() % 255) as f32 - 127.0) * d).collect();
+        part[random.next() as usize % span] = 127.0 * d;
+        row.extend(part);
     }
     row.truncate(cols);
     row
@@ -43,7 +45,7 @@ impl Case {
     fn random(format: Format, rows: usize, cols: usize, tokens: usize) -> Case {
         let seed = (rows * 7919 + cols * 31 + tokens) as u64;
         let mut random = Random(seed | 1);
-        let x = (0..tokens).map(|_| exact_row(cols, &mut random)).collect();
+        let x = (0..tokens).map(|_| exact_row(format, cols, &mut random)).collect();
         Case::new(Shape { format, rows, cols }, random_rows(format, rows, cols, seed), x)
     }
 
@@ -100,7 +102,7 @@ fn every_exponent_of_mxfp4_counts() {
     // A block of a packed strip, and the first quarter of the next.
     let shape = Shape { format: Format::MXFP4, rows: 19, cols: 160 };
     let mut random = Random(11);
-    let x: Vec<_> = (0..3).map(|_| exact_row(shape.cols, &mut random)).collect();
+    let x: Vec<_> = (0..3).map(|_| exact_row(shape.format, shape.cols, &mut random)).collect();
     let case = |exponent: u8| {
         let mut source = random_rows(shape.format, shape.rows, shape.cols, u64::from(exponent));
         for block in source.chunks_exact_mut(shape.format.block_bytes()) {

@@ -197,11 +197,15 @@ unsafe fn few_tokens<D: Dot, L: Strip, const T: usize, const Q: usize>(args: &Ti
     unsafe {
         let strip = args.strips.add(s * args.strip_bytes);
         let mut acc = [[vdupq_n_f32(0.0); 4]; T];
+        let mut sums = acc;
         for g in 0..groups {
             let record = args.panel.add(g * RECORD * T);
             let scales = L::scales(strip.add(L::BLOCKS.start(g)), g % L::BLOCKS.groups);
             let cells = strip.add(L::BLOCKS.cells(g));
-            group::<D, L, L::Cells, T, T, Q>(cells, [&scales; 2], record, 0, &mut acc);
+            group::<D, L, L::Cells, T, T, Q>(cells, [&scales; 2], record, 0, &mut acc, &mut sums);
+            if ends_superblock::<L>(g) {
+                settle::<L::Cells, T, T>(record, 0, &mut acc, &mut sums);
+            }
         }
         store(args, s, &acc);
     }
@@ -218,6 +222,7 @@ unsafe fn many_tokens<D: Dot, L: Strip, const T: usize, const Q: usize>(args: &T
     unsafe {
         let strip = args.strips.add(s * args.strip_bytes);
         let mut acc = [[vdupq_n_f32(0.0); 4]; T];
+        let mut sums = acc;
         let mut unpacked = [[vdupq_n_s8(0); 4]; 8];
         for g in 0..groups {
             let record = args.panel.add(g * RECORD * T);
@@ -240,8 +245,12 @@ unsafe fn many_tokens<D: Dot, L: Strip, const T: usize, const Q: usize>(args: &T
             } else {
                 [&scales; 2]
             };
-            for (block, acc) in acc.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-                group::<D, L, D::Unpacked, T, 4, Q>(cells, scales, record, block * 4, acc);
+            let blocks = acc.as_chunks_mut::<4>().0.iter_mut().zip(sums.as_chunks_mut::<4>().0);
+            for (block, (acc, sums)) in blocks.enumerate() {
+                group::<D, L, D::Unpacked, T, 4, Q>(cells, scales, record, block * 4, acc, sums);
+                if ends_superblock::<L>(g) {
+                    settle::<D::Unpacked, T, 4>(record, block * 4, acc, sums);
+                }
             }
         }
         if D::Unpacked::PAIRED {
@@ -289,8 +298,39 @@ unsafe fn separate<const T: usize>(acc: &mut [[float32x4_t; 4]; T]) {
     }
 }
 
-/// Adds one group to the accumulators of tokens `first .. first + U`. Scales and minimums are those of accumulators with an
-/// even and with an odd number, which differ where [`Cells::PAIRED`].
+/// Whether group `g` is the last of a super-block, whose sums are then scaled.
+#[inline(always)]
+fn ends_superblock<L: Strip>(g: usize) -> bool {
+    L::BLOCKS.has_superblocks() && (g + 1).is_multiple_of(L::BLOCKS.groups)
+}
+
+/// Scales the sums of a super-block by its activations' scale, adds them to the accumulators and starts them anew.
+///
+/// # Safety
+/// `record` is one of a panel of `T` tokens; `first + U <= T`; the caller has NEON.
+#[inline(always)]
+unsafe fn settle<C: Cells, const T: usize, const U: usize>(
+    record: *const u8,
+    first: usize,
+    acc: &mut [[float32x4_t; 4]; U],
+    sums: &mut [[float32x4_t; 4]; U],
+) {
+    // SAFETY: the scales are the first words after `T` x 32 bytes.
+    unsafe {
+        let at = record.add(T * 32 + first * 4);
+        let d = if C::PAIRED { token_pairs::<U>(at) } else { tokens::<U>(at) };
+        for t in 0..U {
+            for quad in 0..4 {
+                acc[t][quad] = vfmaq_f32(acc[t][quad], sums[t][quad], vreinterpretq_f32_s32(d[t]));
+                sums[t][quad] = vdupq_n_f32(0.0);
+            }
+        }
+    }
+}
+
+/// Adds one group to the accumulators of tokens `first .. first + U`, or where there are super-blocks to the sums of this
+/// one, still without the activations' scale. Scales and minimums are those of accumulators with an even and with an odd
+/// number, which differ where [`Cells::PAIRED`].
 ///
 /// # Safety
 /// `cells` is a group of a strip of `L` as `C` reads it; `record` is the same group of a panel of `T` tokens;
@@ -302,6 +342,7 @@ unsafe fn group<D: Dot, L: Strip, C: Cells, const T: usize, const U: usize, cons
     record: *const u8,
     first: usize,
     acc: &mut [[float32x4_t; 4]; U],
+    sums: &mut [[float32x4_t; 4]; U],
 ) {
     // SAFETY: a record holds `T` x 32 bytes and 7 x `T` words.
     unsafe {
@@ -326,12 +367,12 @@ unsafe fn group<D: Dot, L: Strip, C: Cells, const T: usize, const U: usize, cons
         for quad in (0..4).step_by(Q) {
             if L::HALVES {
                 let dots = D::dot::<C, U, Q, 0, 4>(cells, quad, x, start(3));
-                accumulate::<L, U, Q, 0>(dots, d, floats(5), quad, scales, acc);
+                accumulate::<L, U, Q, 0>(dots, d, floats(5), quad, scales, acc, sums);
                 let dots = D::dot::<C, U, Q, 4, 4>(cells, quad, x, start(4));
-                accumulate::<L, U, Q, 1>(dots, d, floats(6), quad, scales, acc);
+                accumulate::<L, U, Q, 1>(dots, d, floats(6), quad, scales, acc, sums);
             } else {
                 let dots = D::dot::<C, U, Q, 0, 8>(cells, quad, x, start(2));
-                accumulate::<L, U, Q, 0>(dots, d, floats(1), quad, scales, acc);
+                accumulate::<L, U, Q, 0>(dots, d, floats(1), quad, scales, acc, sums);
             }
         }
     }
@@ -354,6 +395,7 @@ unsafe fn accumulate<L: Strip, const U: usize, const Q: usize, const H: usize>(
     quad: usize,
     scales: [&(Scales, Scales); 2],
     acc: &mut [[float32x4_t; 4]; U],
+    sums: &mut [[float32x4_t; 4]; U],
 ) {
     for t in 0..U {
         let (scale, min) = (&scales[t % 2].0[H], &scales[t % 2].1[H]);
@@ -361,8 +403,12 @@ unsafe fn accumulate<L: Strip, const U: usize, const Q: usize, const H: usize>(
             // SAFETY: register arithmetic; the caller has the feature.
             unsafe {
                 let dot = vsubq_f32(vreinterpretq_f32_s32(dots[t][q]), vdupq_n_f32(MAGIC));
-                let acc = &mut acc[t][quad + q];
-                *acc = vfmaq_f32(*acc, dot, vmulq_f32(scale[quad + q], d[t]));
+                let (acc, sum) = (&mut acc[t][quad + q], &mut sums[t][quad + q]);
+                if L::BLOCKS.has_superblocks() {
+                    *sum = vfmaq_f32(*sum, dot, scale[quad + q]);
+                } else {
+                    *acc = vfmaq_f32(*acc, dot, vmulq_f32(scale[quad + q], d[t]));
+                }
                 if L::MIN {
                     *acc = vfmsq_f32(*acc, min[quad + q], d_sum[t]);
                 }

@@ -2,8 +2,11 @@
 
 use crate::arch::x86_64::raised;
 use crate::format::{IQ4_VALUES, MXFP4_VALUES};
-use crate::layout::{Blocks, CELL, HIGH_BITS, MINS, SCALES, STRIP};
+use crate::layout::{Blocks, CELL, HIGH_BITS, STRIP};
 use std::arch::x86_64::*;
+
+/// The 8 cells of a group, for rows 0 to 7 and for rows 8 to 15.
+pub(super) type Cells = [[__m256i; 8]; 2];
 
 /// How one layout's strip is read. The functions are only called from within tiles, which have the features.
 pub(super) trait Strip {
@@ -19,17 +22,21 @@ pub(super) trait Strip {
     /// Products of two that fit a 16-bit sum: `32767 / (2 * 127 * largest weight)`, as a power of two.
     const SUMS: usize;
 
+    /// The cells of a group.
+    ///
+    /// # Safety
+    /// `at` is where a group's cells lie in a strip of this layout; the processor has the features of the tiles.
+    unsafe fn cells(at: *const u8) -> Cells;
+}
+
+/// A layout whose groups have floats for scales.
+pub(super) trait Scaled: Strip {
     /// The scales of group `i` of a block for rows `8 * part ..`, per half where [`Strip::HALVES`], and what to subtract
     /// where [`Strip::MIN`].
     ///
     /// # Safety
     /// `block` is a block of this layout with more than `i` groups; the processor has the features of the tiles.
     unsafe fn scales(block: *const u8, i: usize, part: usize) -> ([__m256; 2], [__m256; 2]);
-    /// 8 rows of the 8 cells of a group.
-    ///
-    /// # Safety
-    /// `at` is where these rows lie in a group's first cell; the processor has the features of the tiles.
-    unsafe fn cells(at: *const u8) -> [__m256i; 8];
 }
 
 /// The values of MXFP4, 16 above.
@@ -50,22 +57,9 @@ unsafe fn load(at: *const u8) -> __m256i {
 /// # Safety
 /// 16 bytes are readable at `at`; the caller has F16C.
 #[inline(always)]
-unsafe fn halves(at: *const u8) -> __m256 {
+pub(super) unsafe fn halves(at: *const u8) -> __m256 {
     // SAFETY: the caller's contract.
     unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
-}
-
-/// 8 bytes as floats.
-///
-/// # Safety
-/// 8 bytes are readable at `at`; the caller has AVX2.
-#[inline(always)]
-unsafe fn bytes<const SIGNED: bool>(at: *const u8) -> __m256 {
-    // SAFETY: the caller's contract.
-    unsafe {
-        let b = _mm_loadl_epi64(at.cast());
-        _mm256_cvtepi32_ps(if SIGNED { _mm256_cvtepi8_epi32(b) } else { _mm256_cvtepu8_epi32(b) })
-    }
 }
 
 /// `d` of `Q8`, `Q4` and `Iq4Nl`.
@@ -94,54 +88,6 @@ unsafe fn powers_of_two(block: *const u8, i: usize, part: usize) -> ([__m256; 2]
         let subnormal = _mm256_slli_epi32::<21>(_mm256_add_epi32(e, one));
         let d = _mm256_castsi256_ps(_mm256_max_epi32(normal, subnormal));
         ([d; 2], [d; 2])
-    }
-}
-
-/// `d * scale` and `dmin * min` of `Q4K` and `Q5K`.
-///
-/// # Safety
-/// The contract of [`Strip::scales`].
-#[inline(always)]
-unsafe fn scales_and_mins(block: *const u8, i: usize, part: usize) -> ([__m256; 2], [__m256; 2]) {
-    // SAFETY: the block has 2 x 16 halves and 2 x 8 x 16 bytes in front of its cells.
-    unsafe {
-        let scale = _mm256_mul_ps(
-            halves(block.add(part * 16)),
-            bytes::<false>(block.add(SCALES + i * STRIP + part * 8)),
-        );
-        let min = _mm256_mul_ps(
-            halves(block.add(32 + part * 16)),
-            bytes::<false>(block.add(MINS + i * STRIP + part * 8)),
-        );
-        ([scale; 2], [min; 2])
-    }
-}
-
-/// `d * scale` of `Iq4Xs`.
-///
-/// # Safety
-/// The contract of [`Strip::scales`].
-#[inline(always)]
-unsafe fn signed_scales(block: *const u8, i: usize, part: usize) -> ([__m256; 2], [__m256; 2]) {
-    // SAFETY: the block starts with 16 halves and, a line further, 8 x 16 bytes.
-    let scale = unsafe {
-        _mm256_mul_ps(halves(block.add(part * 16)), bytes::<true>(block.add(SCALES + i * STRIP + part * 8)))
-    };
-    ([scale; 2], [scale; 2])
-}
-
-/// `d * scale` of `Q3K` and `Q6K`.
-///
-/// # Safety
-/// The contract of [`Strip::scales`].
-#[inline(always)]
-unsafe fn scales_by_halves(block: *const u8, i: usize, part: usize) -> ([__m256; 2], [__m256; 2]) {
-    // SAFETY: the block starts with 16 halves and, a line further, 16 x 16 bytes.
-    unsafe {
-        let d = halves(block.add(part * 16));
-        let at = block.add(SCALES + i * 2 * STRIP + part * 8);
-        let scale = [_mm256_mul_ps(d, bytes::<true>(at)), _mm256_mul_ps(d, bytes::<true>(at.add(STRIP)))];
-        (scale, scale)
     }
 }
 
@@ -299,11 +245,12 @@ unsafe fn floats_by_halves(block: *const u8, _: usize, part: usize) -> ([__m256;
     ([four(0), four(1)], [four(2), four(3)])
 }
 
-/// A strip is where its groups lie, a reader of their scales and one of their cells, and constants of [`Strip`].
+/// A strip is where its groups lie, a reader of their cells and, where scales are floats, one of these, and constants of
+/// [`Strip`].
 macro_rules! strip {
     (
         $(#[$doc:meta])*
-        $name:ident = $blocks:ident, $scales:ident, $cells:ident;
+        $name:ident = $blocks:ident, $cells:ident $(, $scales:ident)?;
         $(const $constant:ident: $type:ty = $value:expr;)*
     ) => {
         $(#[$doc])*
@@ -314,86 +261,90 @@ macro_rules! strip {
             $(const $constant: $type = $value;)*
 
             #[inline(always)]
-            unsafe fn scales(block: *const u8, i: usize, part: usize) -> ([__m256; 2], [__m256; 2]) {
-                // SAFETY: the same contract.
-                unsafe { $scales(block, i, part) }
-            }
-
-            #[inline(always)]
-            unsafe fn cells(at: *const u8) -> [__m256i; 8] {
-                // SAFETY: the same contract.
-                unsafe { $cells(at) }
+            unsafe fn cells(at: *const u8) -> Cells {
+                // SAFETY: the same contract; the second 8 rows of a cell are its second half.
+                unsafe { [$cells(at), $cells(at.add(CELL / 2))] }
             }
         }
+
+        $(
+            impl Scaled for $name {
+                #[inline(always)]
+                unsafe fn scales(block: *const u8, i: usize, part: usize) -> ([__m256; 2], [__m256; 2]) {
+                    // SAFETY: the same contract.
+                    unsafe { $scales(block, i, part) }
+                }
+            }
+        )?
     };
 }
 
 strip! {
     /// `d * q`
-    Q8 = Q8, d_of_pair, byte_cells;
+    Q8 = Q8, byte_cells, d_of_pair;
     const SIGNED: bool = true;
     const SUMS: usize = 1;
 }
 strip! {
     /// `d * (q - 8)`
-    Q4 = Q4, d_of_pair, nibble_cells;
+    Q4 = Q4, nibble_cells, d_of_pair;
     const OFFSET: i32 = 8;
-    const SUMS: usize = 4;
+    const SUMS: usize = 8;
 }
 strip! {
     /// `d * IQ4_VALUES[q]`
-    Iq4Nl = Q4, d_of_pair, iq4_cells;
+    Iq4Nl = Q4, iq4_cells, d_of_pair;
     const SIGNED: bool = true;
     const SUMS: usize = 1;
 }
 strip! {
     /// `2^(e - 128) * MXFP4_VALUES[q]`
-    Mxfp4 = MXFP4, powers_of_two, mxfp4_cells;
+    Mxfp4 = MXFP4, mxfp4_cells, powers_of_two;
     const OFFSET: i32 = 16;
     const SUMS: usize = 4;
 }
 strip! {
     /// `d * scale * q - dmin * min`
-    Q4K = Q4K, scales_and_mins, nibble_cells;
+    Q4K = Q4K, nibble_cells;
     const MIN: bool = true;
-    const SUMS: usize = 4;
+    const SUMS: usize = 8;
 }
 strip! {
     /// `d * scale * q - dmin * min`
-    Q5K = Q5K, scales_and_mins, five_bit_cells;
+    Q5K = Q5K, five_bit_cells;
     const MIN: bool = true;
     const SUMS: usize = 4;
 }
 strip! {
     /// `d * scale * (q - 4)`
-    Q3K = Q3K, scales_by_halves, three_bit_cells;
+    Q3K = Q3K, three_bit_cells;
     const HALVES: bool = true;
     const OFFSET: i32 = 4;
     const SUMS: usize = 4;
 }
 strip! {
     /// `d * scale * (q - 32)`
-    Q6K = Q6K, scales_by_halves, six_bit_cells;
+    Q6K = Q6K, six_bit_cells;
     const HALVES: bool = true;
     const OFFSET: i32 = 32;
     const SUMS: usize = 2;
 }
 strip! {
     /// `d * scale * IQ4_VALUES[q]`
-    Iq4Xs = IQ4_XS, signed_scales, iq4_cells;
+    Iq4Xs = IQ4_XS, iq4_cells;
     const SIGNED: bool = true;
     const SUMS: usize = 1;
 }
 strip! {
     /// `scale * q - min`
-    W8 = W8, floats, byte_cells;
+    W8 = W8, byte_cells, floats;
     const MIN: bool = true;
     const SIGNED: bool = true;
     const SUMS: usize = 1;
 }
 strip! {
     /// `scale * q - min` by halves
-    W8Half = W8_HALF, floats_by_halves, byte_cells;
+    W8Half = W8_HALF, byte_cells, floats_by_halves;
     const HALVES: bool = true;
     const MIN: bool = true;
     const SIGNED: bool = true;

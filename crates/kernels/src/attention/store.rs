@@ -1,0 +1,237 @@
+//! What a token leaves in the cache: its key, normalized and turned, and its value.
+
+use super::cache::{KvFormat, KvLayer, KvShape};
+use super::{Chunk, HEAD_DIM_MAX, PAGE};
+use crate::Context;
+use crate::format::GROUP;
+use crate::layout::{Blocks, Bytes, STRIP};
+use crate::ops::{Rows, for_each_token};
+use crate::panel;
+use crate::shared::SharedMut;
+use half::f16;
+
+/// Which elements of a head a rotary embedding turns together (Su et al., 2021).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pairing {
+    /// Elements `2 i` and `2 i + 1`.
+    Adjacent,
+    /// Elements `i` and `i + n / 2`, of `n` that are turned.
+    Halves,
+}
+
+/// The turns of every token of a batch.
+#[derive(Debug)]
+pub struct Rotary {
+    pub pairing: Pairing,
+    /// Elements of a head that are turned, from its start.
+    pub dims: usize,
+    cos_sin: Vec<(f32, f32)>,
+}
+
+impl Rotary {
+    /// `frequencies[i]` is how far pair `i` turns from one position to the next, in radians.
+    pub fn new(pairing: Pairing, frequencies: &[f32], positions: impl Iterator<Item = usize>) -> Self {
+        let turn = |p: usize, f: f32| {
+            let (sin, cos) = (p as f64 * f64::from(f)).sin_cos();
+            (cos as f32, sin as f32)
+        };
+        let cos_sin = positions.flat_map(|p| frequencies.iter().map(move |&f| turn(p, f))).collect();
+        Self { pairing, dims: frequencies.len() * 2, cos_sin }
+    }
+
+    fn turn(&self, token: usize, head: &mut [f32]) {
+        let half = self.dims / 2;
+        let turns = &self.cos_sin[token * half..][..half];
+        match self.pairing {
+            Pairing::Adjacent => {
+                for (pair, &(cos, sin)) in head.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
+                    let [a, b] = *pair;
+                    *pair = [a * cos - b * sin, a * sin + b * cos];
+                }
+            }
+            Pairing::Halves => {
+                let (first, second) = head[..self.dims].split_at_mut(half);
+                for ((a, b), &(cos, sin)) in first.iter_mut().zip(second).zip(turns) {
+                    (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+                }
+            }
+        }
+    }
+}
+
+/// Norms over each head of queries and keys, before they are turned.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadNorms<'a> {
+    pub query: &'a [f32],
+    pub key: &'a [f32],
+    pub epsilon: f32,
+}
+
+/// Normalizes and turns the heads of `q` and `k` in place, and writes `k` and `v` to the cache.
+///
+/// # Panics
+/// If rows, heads or pages do not fit together.
+#[allow(clippy::too_many_arguments, reason = "everything that a token brings to attention")]
+pub fn rotate_and_store(
+    context: Context<'_>,
+    q: &mut Rows,
+    k: &mut Rows,
+    v: &Rows,
+    norms: Option<HeadNorms<'_>>,
+    rotary: Option<&Rotary>,
+    layer: &mut KvLayer,
+    chunks: &[Chunk<'_>],
+) {
+    let shape = layer.shape;
+    let dim = shape.head_dim;
+    assert_eq!(
+        (k.cols(), v.cols()),
+        (shape.heads * dim, shape.heads * dim),
+        "keys and values of the cache's shape"
+    );
+    assert!(q.cols().is_multiple_of(dim), "whole heads of queries");
+    let place = places(chunks, q.count(), shape.pages);
+    let key_start: Vec<_> = place.iter().map(|&(page, _)| layer.keys_of(page, 0).start).collect();
+    let value_start: Vec<_> = place.iter().map(|&(page, _)| layer.values_of(page, 0).start).collect();
+    let (q, k) = (q.shared(), k.shared());
+    let keys = SharedMut::new(layer.keys.as_mut_slice());
+    let values = SharedMut::new(layer.values.as_mut_slice());
+    for_each_token(context, place.len(), &|t| {
+        // SAFETY: each token has its own rows.
+        let (q, k) = unsafe { (q.row(t), k.row(t)) };
+        prepare_heads(context, q, dim, norms.map(|n| (n.query, n.epsilon)), rotary, t);
+        prepare_heads(context, k, dim, norms.map(|n| (n.key, n.epsilon)), rotary, t);
+        for head in 0..shape.heads {
+            let (k, v) = (&k[head * dim..][..dim], &v.row(t)[head * dim..][..dim]);
+            let key = key_start[t] + head * shape.key_bytes();
+            let value = value_start[t] + head * shape.value_bytes();
+            // SAFETY: each token has its own slot in the cache.
+            unsafe {
+                match shape.format {
+                    KvFormat::Q8_0 => {
+                        let bytes = context.table.isa.bytes();
+                        store_quantized(shape, bytes, place[t].1, k, v, (&keys, key), (&values, value));
+                    }
+                    _ => store_floats(shape, place[t].1, k, v, (&keys, key), (&values, value)),
+                }
+            }
+        }
+    });
+}
+
+/// Stores one position of one head; `keys` and `values` come with where the head's page starts.
+///
+/// # Safety
+/// Nobody else touches this slot.
+unsafe fn store_floats(
+    shape: KvShape,
+    slot: usize,
+    k: &[f32],
+    v: &[f32],
+    keys: (&SharedMut<'_, u8>, usize),
+    values: (&SharedMut<'_, u8>, usize),
+) {
+    let (format, size) = (shape.format, shape.format.element_bytes());
+    let block = keys.1 + slot / STRIP * shape.key_block_bytes();
+    for (c, &k) in k.iter().enumerate() {
+        // SAFETY: element `slot` of column `c`, this position's own.
+        format.store(k, unsafe { keys.0.slice(block + (c * STRIP + slot % STRIP) * size, size) });
+    }
+    // SAFETY: this position's own row.
+    let row = unsafe { values.0.slice(values.1 + slot * shape.value_dims() * size, v.len() * size) };
+    for (out, &v) in row.chunks_exact_mut(size).zip(v) {
+        format.store(v, out);
+    }
+}
+
+/// As [`store_floats`], in groups of 32 dimensions.
+///
+/// # Safety
+/// As [`store_floats`].
+unsafe fn store_quantized(
+    shape: KvShape,
+    bytes: Bytes,
+    slot: usize,
+    k: &[f32],
+    v: &[f32],
+    keys: (&SharedMut<'_, u8>, usize),
+    values: (&SharedMut<'_, u8>, usize),
+) {
+    let lane = slot % STRIP;
+    let block = keys.1 + slot / STRIP * shape.key_block_bytes();
+    for (g, k) in k.chunks(GROUP).enumerate() {
+        let (q, d) = quantize(k);
+        // SAFETY: this position's own scale and cells of group `g`.
+        unsafe {
+            keys.0
+                .slice(block + Blocks::Q8.start(g) + (g % Blocks::Q8.groups * STRIP + lane) * 2, 2)
+                .copy_from_slice(&d.to_le_bytes());
+            for (cell, four) in q.as_chunks::<4>().0.iter().enumerate() {
+                let out = keys.0.slice(block + Blocks::Q8.cells(g) + cell * 64 + lane * 4, 4);
+                match bytes {
+                    Bytes::Signed => out.copy_from_slice(&four.map(|q| q as u8)),
+                    Bytes::Unsigned => out.copy_from_slice(&four.map(|q| q as u8 ^ 0x80)),
+                }
+            }
+        }
+    }
+    for (g, v) in v.chunks(GROUP).enumerate() {
+        let (q, d) = quantize(v);
+        // SAFETY: this position's own elements and scale of group `g`.
+        unsafe {
+            let row = values.1 + slot * shape.value_dims() + g * GROUP;
+            values.0.slice(row, GROUP).copy_from_slice(&q.map(|q| q as u8));
+            let scale = values.1 + shape.value_scales() + (g * PAGE + slot) * 2;
+            values.0.slice(scale, 2).copy_from_slice(&d.to_le_bytes());
+        }
+    }
+}
+
+/// Up to 32 floats, filled up with zeros, as `d * q`; the nearest to each that the rounded scale allows.
+fn quantize(x: &[f32]) -> ([i8; GROUP], f16) {
+    let mut group = [0f32; GROUP];
+    group[..x.len()].copy_from_slice(x);
+    let d = f16::from_f32(panel::largest(&group).min(65504.0 * 127.0) / 127.0);
+    let inverse = if d > f16::ZERO { 1.0 / d.to_f32() } else { 0.0 };
+    (panel::rounded(&group, inverse).map(|q| q as i8), d)
+}
+
+/// Page and slot of every token of a batch.
+fn places(chunks: &[Chunk<'_>], tokens: usize, pages: usize) -> Vec<(usize, usize)> {
+    let mut places = vec![(usize::MAX, 0); tokens];
+    for chunk in chunks {
+        for i in 0..chunk.tokens {
+            let position = chunk.position + i;
+            let page = chunk.pages[position / PAGE] as usize;
+            assert!(page < pages, "page {page} of {pages}");
+            places[chunk.row + i] = (page, position % PAGE);
+        }
+    }
+    assert!(places.iter().all(|p| p.0 != usize::MAX), "every row belongs to a chunk");
+    // Two tokens in one place would race.
+    let mut sorted = places.clone();
+    sorted.sort_unstable();
+    assert!(sorted.windows(2).all(|w| w[0] != w[1]), "two tokens share a place in the cache");
+    places
+}
+
+fn prepare_heads(
+    context: Context<'_>,
+    row: &mut [f32],
+    dim: usize,
+    norm: Option<(&[f32], f32)>,
+    rotary: Option<&Rotary>,
+    token: usize,
+) {
+    for head in row.chunks_exact_mut(dim) {
+        if let Some((weight, epsilon)) = norm {
+            let mut out = [0.0; HEAD_DIM_MAX];
+            // SAFETY: the table proves the instruction set.
+            unsafe { (context.table.rms_norm)(head, weight, epsilon, &mut out[..dim]) };
+            head.copy_from_slice(&out[..dim]);
+        }
+        if let Some(rotary) = rotary {
+            rotary.turn(token, head);
+        }
+    }
+}
