@@ -8,6 +8,8 @@ use clap::{Parser, Subcommand};
 
 mod aarch64;
 mod conformance;
+mod debian;
+mod harness;
 mod peers;
 mod process;
 mod stop;
