@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 
+use crate::{debian, harness};
+
 /// Run the kernels' tests on emulated Arm processors
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -103,55 +105,7 @@ fn missing_tools(install: bool) -> anyhow::Result<Option<String>> {
     if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
         return Ok(Some("the cross compiler is set up for x86-64 Linux only".to_owned()));
     }
-    let Ok(missing) = missing_packages() else {
-        return Ok(Some("the tools come from Debian packages and this machine has no dpkg".to_owned()));
-    };
-    if missing.is_empty() {
-        return Ok(None);
-    }
-    let names = missing.join(" ");
-    let root = Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout.trim_ascii() == b"0");
-    if !install || !root {
-        return Ok(Some(format!(
-            "missing packages: {names} (dpkg --add-architecture arm64, then install them)"
-        )));
-    }
-    let steps = [
-        "dpkg --add-architecture arm64".to_owned(),
-        "apt-get update --quiet=2".to_owned(),
-        format!("apt-get install --yes --quiet=2 --no-install-recommends {names}"),
-    ];
-    for step in &steps {
-        eprintln!("{step}");
-        let mut words = step.split(' ');
-        let program = words.next().expect("a step has a program");
-        let out = Command::new(program).args(words).env("DEBIAN_FRONTEND", "noninteractive").output();
-        match out {
-            Ok(out) if out.status.success() => {}
-            Ok(out) => {
-                eprint!("{}", String::from_utf8_lossy(&out.stderr));
-                return Ok(Some(format!("`{step}` failed: {}", out.status)));
-            }
-            Err(error) => return Ok(Some(format!("`{step}` failed: {error}"))),
-        }
-    }
-    let missing = missing_packages()?;
-    ensure!(missing.is_empty(), "installed, and still missing: {}", missing.join(" "));
-    Ok(None)
-}
-
-/// An error means that there is no dpkg.
-fn missing_packages() -> anyhow::Result<Vec<&'static str>> {
-    let mut missing = Vec::new();
-    for package in PACKAGES {
-        let out = Command::new("dpkg-query")
-            .args(["--show", "--showformat=${db:Status-Status}\n", package])
-            .output()?;
-        if !out.stdout.split(|&b| b == b'\n').any(|status| status == b"installed") {
-            missing.push(package);
-        }
-    }
-    Ok(missing)
+    debian::provide(&PACKAGES, Some("arm64"), install)
 }
 
 fn test_on(processor: &'static str, expected: &[&str]) -> anyhow::Result<Run> {
@@ -162,7 +116,7 @@ fn test_on(processor: &'static str, expected: &[&str]) -> anyhow::Result<Run> {
     if !out.status.success() {
         bail!("on {processor}: {}\n{stdout}{}", out.status, String::from_utf8_lossy(&out.stderr));
     }
-    let (instruction_sets, tests) = (instruction_sets(&stdout), passed(&stdout));
+    let (instruction_sets, tests) = (harness::instruction_sets(&stdout), harness::passed(&stdout));
     for set in expected {
         ensure!(
             instruction_sets.iter().any(|ran| ran == set),
@@ -191,38 +145,4 @@ fn cargo_test(processor: &str) -> anyhow::Result<Output> {
         .env_remove("RUST_BACKTRACE")
         .output()
         .with_context(|| format!("running {CARGO}"))
-}
-
-/// The instruction sets that every test names in its `ran on: a, b` line.
-fn instruction_sets(stdout: &str) -> Vec<String> {
-    let lines = stdout.lines().filter_map(|line| line.split_once(" ran on: "));
-    let mut lines = lines.map(|(_, sets)| sets.split(", ").map(str::to_owned).collect::<Vec<_>>());
-    let first = lines.next().unwrap_or_default();
-    lines.fold(first, |common, sets| common.into_iter().filter(|set| sets.contains(set)).collect())
-}
-
-/// Tests that passed, by the harness's own count.
-fn passed(stdout: &str) -> usize {
-    let counts = stdout.lines().filter_map(|line| line.strip_prefix("test result: ok. ")?.split(' ').next());
-    counts.filter_map(|count| count.parse::<usize>().ok()).sum()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_what_every_test_ran_on_counts() {
-        let check =
-            |stdout: &str, expected: &[&str]| assert_eq!(instruction_sets(stdout), expected, "{stdout}");
-        check("", &[]);
-        check("running 2 tests\na ran on: scalar, neon\ntest a ... ok\n", &["scalar", "neon"]);
-        check("a ran on: scalar, neon\ntest x ... b ran on: neon\n", &["neon"]);
-    }
-
-    #[test]
-    fn counts_of_several_harnesses_add_up() {
-        let stdout = "test result: ok. 11 passed; 0 failed\n\ntest result: ok. 10 passed; 0 failed\n";
-        assert_eq!(passed(stdout), 21);
-    }
 }

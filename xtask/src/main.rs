@@ -1,4 +1,4 @@
-//! The chores of this repository: test, synth, conformance, peers.
+//! The chores of this repository: test, synth, conformance, peers, and tests on emulated processors.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr)] // commands talk: data on stdout, the rest on stderr
 
@@ -7,7 +7,10 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod aarch64;
+mod avx512;
 mod conformance;
+mod debian;
+mod harness;
 mod peers;
 mod process;
 mod stop;
@@ -24,6 +27,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Aarch64(aarch64::Args),
+    Avx512(avx512::Args),
     #[command(hide = true)]
     Busy(peers::busy::Args),
     Conformance(conformance::Args),
@@ -37,6 +41,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Aarch64(args) => aarch64::run(&args),
+        Command::Avx512(args) => avx512::run(&args),
         Command::Busy(args) => peers::busy::run(&args),
         Command::Conformance(args) => conformance::run(&args),
         Command::EngineBench(args) => peers::engine_bench::run(&args),

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::Context;
 
+use crate::debian;
 use crate::process::show;
 
 /// Where programs for checks are kept.
@@ -32,7 +33,7 @@ pub(super) fn chromium(install: bool) -> anyhow::Result<PathBuf> {
     if let Some(found) = on_path() {
         return Ok(found);
     }
-    if install && is_root() {
+    if install && debian::is_root() {
         let mut apt = Command::new("apt-get");
         apt.args(["install", "--yes", "--quiet=2", "--no-install-recommends", "chromium"]);
         let updated = show(Command::new("apt-get").args(["update", "--quiet=2"]));
@@ -46,8 +47,4 @@ fn on_path() -> Option<PathBuf> {
     let dirs: Vec<PathBuf> = std::env::split_paths(&path).collect();
     let candidates = CHROMIUMS.iter().flat_map(|name| dirs.iter().map(move |dir| dir.join(name)));
     candidates.into_iter().find(|program| program.is_file())
-}
-
-fn is_root() -> bool {
-    Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout.trim_ascii() == b"0")
 }
