@@ -3,7 +3,7 @@
     python evaluate.py                     # prints the figures
     python evaluate.py --write             # also accuracy.json and the table in README.md
     python evaluate.py --server http://127.0.0.1:8080   # asks an OpenAI-compatible server as well and compares
-    python evaluate.py --ask "what is dunlin?"
+    python evaluate.py --ask "What is dunlin?"
 """
 
 import argparse

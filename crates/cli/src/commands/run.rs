@@ -26,7 +26,7 @@ use std::time::Instant;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  dunlin run \"what is dunlin?\"                           one answer from the built-in model
+  dunlin run \"What is dunlin?\"                           one answer from the built-in model
   dunlin run model.gguf                                  a conversation; /help lists its commands
   dunlin run model.gguf \"Summarize:\" < report.txt        prompt and file together
   dunlin run model.gguf --raw \"Once upon a time\"         go on from a text, without a chat template

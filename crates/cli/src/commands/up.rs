@@ -45,6 +45,6 @@ pub(crate) fn run(args: &UpArgs) -> Result<(), CliError> {
 fn greeting(url: &str) -> String {
     format!(
         "\n  chat   open {url}/ in a browser\n  API    curl {url}/v1/chat/completions -H 'content-type: application/json' \
-         -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"what is dunlin?\"}}]}}'\n  stop   Ctrl-C\n"
+         -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"What is dunlin?\"}}]}}'\n  stop   Ctrl-C\n"
     )
 }
