@@ -109,6 +109,7 @@ class Tokenizer:
 
     def encode_noting(self, text: str, places: set[int]) -> tuple[list[int], dict[int, int]]:
         """Ids of plain ASCII text, and for each place between two pieces the index of the token that follows it."""
+        assert text.isascii(), "places count characters, pieces are spelled in bytes"
         ids, noted, at = [], {}, 0
         for piece in pieces(text):
             if at in places:

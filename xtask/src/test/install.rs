@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use crate::debian;
 use crate::process::show;
@@ -33,11 +33,8 @@ pub(super) fn chromium(install: bool) -> anyhow::Result<PathBuf> {
     if let Some(found) = on_path() {
         return Ok(found);
     }
-    if install && debian::is_root() {
-        let mut apt = Command::new("apt-get");
-        apt.args(["install", "--yes", "--quiet=2", "--no-install-recommends", "chromium"]);
-        let updated = show(Command::new("apt-get").args(["update", "--quiet=2"]));
-        updated.and_then(|()| show(apt.env("DEBIAN_FRONTEND", "noninteractive")))?;
+    if let Some(reason) = debian::provide(&["chromium"], None, install)? {
+        bail!("needs Chromium: {reason}");
     }
     on_path().context("needs Chromium (Debian: apt-get install chromium)")
 }

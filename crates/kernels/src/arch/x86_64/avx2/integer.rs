@@ -16,8 +16,8 @@ use std::arch::x86_64::*;
 pub(super) const TOKENS: usize = 4;
 
 /// How far ahead of their use weights are fetched, in bytes. A group takes some hundred instructions, so a processor that
-/// looks three hundred ahead sees little of what it will read. With nothing else on the machine that costs nothing, beside
-/// something that takes half of a core it was worth a fifth.
+/// looks three hundred ahead sees little of what it will read. Beside another program decode of Q4_K_M was faster in four
+/// pairs of five, by a fifth in the median, and of Q4_0 the same.
 const PREFETCH_BYTES: usize = 2048;
 
 /// Sums of tokens, two registers of 8 rows each.
