@@ -1,12 +1,13 @@
-//! Throughput of the tiles beside what the machine can do: `cargo bench -p kernels --bench tiles [-- ISA]`.
+//! Throughput of the tiles beside what the machine can do: `cargo bench -p kernels --bench tiles [-- ISA] [FORMAT...]`.
 //!
 //! Prefill: one thread, 96 tokens, a matrix that stays in the caches, in GMAC/s, beside the peak of the set's dot products.
 //! Decode: one token and a matrix far larger than the caches, in GB/s of packed weights, beside the read bandwidth measured
-//! in the same run. Plain: how many times longer both take where the matrix is not packed. Packing: the large matrix, in
+//! in the same run. 8 tokens: the same matrix, also in GMAC/s. Plain: how many times longer both take where the matrix is not packed. Packing: the large matrix, in
 //! GB/s of what is read and written.
 #![allow(clippy::print_stdout, reason = "a benchmark prints its results")]
 
 use kernels::format::Format;
+use kernels::layout::STRIP;
 use kernels::matrix::Shape;
 use kernels::ops::{Product, Rows, kinds_for, multiply};
 use kernels::{Activations, Context, Isa, Matrix, Pool, bandwidth, peak};
@@ -30,8 +31,12 @@ const FORMATS: [Format; 12] = [
 ];
 
 fn main() {
-    let wanted = std::env::args().skip(1).find(|a| !a.starts_with('-'));
-    let isa = wanted.map_or_else(Isa::detect, |name| name.parse().expect("an instruction set"));
+    let wanted: Vec<_> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let isa = wanted.iter().find_map(|name| name.parse().ok()).unwrap_or_else(Isa::detect);
+    let mut formats: Vec<_> = FORMATS.into_iter().filter(|f| wanted.iter().any(|w| w == f.name())).collect();
+    if formats.is_empty() {
+        formats.extend(FORMATS);
+    }
     let table = isa.table().expect("a supported instruction set");
     println!("instruction set {isa}; medians of 7");
     for threads in [1, 2] {
@@ -42,9 +47,9 @@ fn main() {
             bandwidth::read(&pool, 512 << 20, Duration::from_millis(300)) / 1e9,
             peak::macs_per_s(context, Duration::from_millis(300)) / 1e9
         );
-        for format in FORMATS {
+        for &format in &formats {
             let small = Shape { format, rows: 2048, cols: 2048 };
-            let large = Shape { format, rows: 32768, cols: 2048 };
+            let large = Shape { format, rows: beyond_caches(format), cols: 2048 };
             let seconds = |shape, tokens, plain| seconds_of(context, shape, tokens, plain);
             let (prefill, prefill_plain) = (seconds(small, 96, false), seconds(small, 96, true));
             let (decode, decode_plain) = (seconds(large, 1, false), seconds(large, 1, true));
@@ -52,18 +57,25 @@ fn main() {
             let packing = seconds_of_packing(context, large);
             let packed = large.packed_bytes().expect("whole blocks");
             println!(
-                "  {:6} prefill {:6.1} GMAC/s   decode {:5.1} GB/s   8 tokens {:5.2} x one   \
+                "  {:6} prefill {:6.1} GMAC/s   decode {:5.1} GB/s   8 tokens {:5.1} GB/s, {:5.1} GMAC/s   \
                  plain {:4.1} and {:5.1} x   packing {:5.1} GB/s",
                 format.name(),
                 2048.0 * 2048.0 * 96.0 / prefill / 1e9,
                 packed as f64 / decode / 1e9,
-                batch / decode,
+                packed as f64 / batch / 1e9,
+                (large.rows * 2048 * 8) as f64 / batch / 1e9,
                 prefill_plain / prefill,
                 decode_plain / decode,
                 (large.plain_bytes().expect("whole blocks") + packed) as f64 / packing / 1e9,
             );
         }
     }
+}
+
+/// Rows of 2048 columns that take 256 MiB, more than the caches of a processor hold.
+fn beyond_caches(format: Format) -> usize {
+    let strip = Shape { format, rows: STRIP, cols: 2048 }.packed_bytes().expect("whole blocks");
+    (256usize << 20).div_ceil(strip) * STRIP
 }
 
 /// The median time of a multiplication.

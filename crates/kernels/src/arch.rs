@@ -13,6 +13,25 @@ pub(crate) mod x86_64 {
     pub(crate) mod avx2;
     pub(crate) mod avx512;
 
+    use std::arch::x86_64::*;
+
+    /// The sums of both halves of 32 signed bytes.
+    ///
+    /// # Safety
+    /// The caller has AVX2.
+    #[inline(always)]
+    unsafe fn half_sums(q: __m256i) -> [i32; 2] {
+        // SAFETY: the caller's contract.
+        unsafe {
+            // Bytes raised by 128 are unsigned, and `vpsadbw` adds eight.
+            let raised = _mm256_xor_si256(q, _mm256_set1_epi8(-128));
+            let eights = _mm256_sad_epu8(raised, _mm256_setzero_si256());
+            let sums = _mm256_add_epi64(eights, _mm256_bsrli_epi128::<8>(eights));
+            let half = |sum: __m128i| _mm_cvtsi128_si32(sum) - 16 * 128;
+            [half(_mm256_castsi256_si128(sums)), half(_mm256_extracti128_si256::<1>(sums))]
+        }
+    }
+
     /// A lookup format's values as unsigned bytes, `by` above themselves, as `vpshufb` wants them.
     const fn raised(values: [i8; 16], by: u8) -> [u8; 16] {
         let mut raised = [0; 16];

@@ -4,6 +4,8 @@
 //! set's features switched on. Every sum runs over 16 fixed lanes and then a fixed tree, so a result does not depend on
 //! how many tokens or threads there are.
 
+use crate::format::GROUP;
+
 pub(crate) const LANES: usize = 16;
 
 /// What an instruction set does better than the compiler from plain Rust.
@@ -28,6 +30,22 @@ pub(crate) trait Lanes {
     unsafe fn sum(lanes: [f32; LANES]) -> f32 {
         fold_halves(lanes, |a, b| a + b)
     }
+
+    /// `x * inverse` as the nearest integers (ties to even) in -127..=127, and their sums over both halves. A value that is
+    /// not finite becomes any of them.
+    ///
+    /// # Safety
+    /// The processor has the instruction set.
+    #[inline(always)]
+    unsafe fn quantize(x: &[f32; GROUP], inverse: f32) -> ([i8; GROUP], [i32; 2]) {
+        let q = rounded(x, inverse);
+        let mut sums = [0; 2];
+        for i in 0..GROUP / 2 {
+            sums[0] += i32::from(q[i]);
+            sums[1] += i32::from(q[i + GROUP / 2]);
+        }
+        (q, sums)
+    }
 }
 
 /// No instruction set in particular.
@@ -47,6 +65,30 @@ fn fold_halves(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
         n /= 2;
     }
     lanes[0]
+}
+
+/// `x * inverse` as the nearest integers (ties to even) in -127..=127.
+#[inline(always)]
+pub(crate) fn rounded(x: &[f32; GROUP], inverse: f32) -> [i8; GROUP] {
+    // Adding 1.5 * 2^23 leaves the nearest integer in the low bits of the float.
+    const MAGIC: f32 = 12_582_912.0;
+    x.map(|x| ((x * inverse).clamp(-127.0, 127.0) + MAGIC).to_bits() as i8)
+}
+
+/// The largest magnitude of several groups, 0 of nothing; NaNs do not count.
+///
+/// # Safety
+/// The processor has the instruction set of `L`.
+#[inline(always)]
+pub(crate) unsafe fn largest<L: Lanes>(groups: &[[f32; GROUP]]) -> f32 {
+    let mut lanes = [0f32; LANES];
+    for x in groups.iter().flat_map(|x| x.as_chunks::<LANES>().0) {
+        for i in 0..LANES {
+            lanes[i] = larger(x[i].abs(), lanes[i]);
+        }
+    }
+    // SAFETY: the same contract.
+    unsafe { L::max(lanes) }
 }
 
 #[inline(always)]
@@ -179,7 +221,7 @@ macro_rules! elementwise {
         $(#[$feature])?
         unsafe fn quantize_row(row: &[f32], span: usize, panel: *mut u8, width: usize, lane: usize) {
             // SAFETY: the same contract.
-            unsafe { crate::panel::quantize_row_body(row, span, panel, width, lane) }
+            unsafe { crate::panel::quantize_row_body::<$lanes>(row, span, panel, width, lane) }
         }
 
         $(#[$feature])?

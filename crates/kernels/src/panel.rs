@@ -8,9 +8,11 @@
 //!
 //! Layouts whose weights come in super-blocks of 256 columns are multiplied by panels of the same form in which the eight
 //! records of a super-block have one `d`: what is summed over the super-block is then scaled once and not eight times.
-//! ggml quantizes activations for these formats the same way (`block_q8_K`). In place of `d * sum0` such a record holds
-//! `sum0 i16, sum1 i16`.
+//! ggml quantizes activations for these formats the same way (`block_q8_K`). Such a record holds, from its third word on,
+//! `-128 * sum i32`, `-32 * sum0 i32`, `-32 * sum1 i32`, `[sum0, sum1] i16` and, in even groups, `[sum, sum of the next] i16`:
+//! the offsets of these layouts without a shift, and factors that instructions for pairs of 16 bits take as they are.
 
+use crate::elementwise::{Lanes, largest};
 use crate::format::{GROUP, SUPERBLOCK};
 use crate::isa::Table;
 use half::bf16;
@@ -215,90 +217,64 @@ unsafe fn write_floats(lane: *mut f32, width: usize, row: impl Iterator<Item = f
     }
 }
 
-/// Quantizes a row, with one scale for each `span` columns, into lane `lane` of a panel of `width` tokens. Plain
-/// arithmetic on arrays: each instruction set compiles it with its own features (see `elementwise!`) and the compiler
-/// vectorizes it.
+/// Quantizes a row, with one scale for each `span` columns, into lane `lane` of a panel of `width` tokens. Values that are
+/// not finite become finite nonsense, never undefined behaviour.
 ///
 /// # Safety
-/// `panel` points at `row.len() / 32` records of `60 * width` bytes that nobody else uses.
+/// `panel` points at `row.len() / 32` records of `60 * width` bytes that nobody else uses; the processor has the instruction
+/// set of `L`.
 #[inline(always)]
-pub(crate) unsafe fn quantize_row_body(row: &[f32], span: usize, panel: *mut u8, width: usize, lane: usize) {
+pub(crate) unsafe fn quantize_row_body<L: Lanes>(
+    row: &[f32],
+    span: usize,
+    panel: *mut u8,
+    width: usize,
+    lane: usize,
+) {
     let spans = row.as_chunks::<GROUP>().0.chunks(span / GROUP);
     for (first, groups) in spans.enumerate().map(|(i, groups)| (i * (span / GROUP), groups)) {
-        let amax = groups.iter().map(largest).fold(0.0, f32::max);
+        // SAFETY: the same contract.
+        let (d, inverse) = scale(unsafe { largest::<L>(groups) });
         for (g, x) in groups.iter().enumerate() {
-            let (q, d, sums) = quantize_group(x, amax);
-            let sum = sums[0] + sums[1];
-            // SAFETY: record `first + g` lies within the panel by the caller's contract, and its parts within the record.
+            // SAFETY: the same contract; record `first + g` lies within the panel, and its parts within the record.
             unsafe {
+                let (q, sums) = L::quantize(x, inverse);
+                let sum = sums[0] + sums[1];
                 let record = panel.add((first + g) * RECORD * width);
                 record.add(lane * GROUP).cast::<[i8; GROUP]>().write_unaligned(q);
                 let tail = record.add(width * GROUP + lane * 4);
                 let field = |i: usize| tail.add(i * width * 4);
                 field(0).cast::<f32>().write_unaligned(d);
                 field(1).cast::<f32>().write_unaligned(d * sum as f32);
-                field(2).cast::<i32>().write_unaligned(-8 * sum);
-                field(3).cast::<i32>().write_unaligned(-8 * sums[0]);
-                field(4).cast::<i32>().write_unaligned(-8 * sums[1]);
+                let (whole, half) = if span == GROUP { (-8, -8) } else { (-128, -32) };
+                field(2).cast::<i32>().write_unaligned(whole * sum);
+                field(3).cast::<i32>().write_unaligned(half * sums[0]);
+                field(4).cast::<i32>().write_unaligned(half * sums[1]);
                 if span == GROUP {
                     field(5).cast::<f32>().write_unaligned(d * sums[0] as f32);
+                    field(6).cast::<f32>().write_unaligned(d * sums[1] as f32);
                 } else {
                     field(5).cast::<[i16; 2]>().write_unaligned(sums.map(|sum| sum as i16));
+                    let even = field(6).sub(g % 2 * RECORD * width).cast::<i16>();
+                    even.add(g % 2).write_unaligned(sum as i16);
                 }
-                field(6).cast::<f32>().write_unaligned(d * sums[1] as f32);
             }
         }
     }
 }
 
-/// The largest magnitude.
+/// The scale of values of magnitude `amax` and below as integers of -127 to 127, and its inverse. Both are finite.
 #[inline(always)]
-pub(crate) fn largest(x: &[f32; GROUP]) -> f32 {
-    let mut lanes = [0f32; 16];
-    for i in 0..16 {
-        lanes[i] = x[i].abs().max(x[i + 16].abs());
-    }
-    let mut n = 8;
-    while n > 0 {
-        for i in 0..n {
-            lanes[i] = lanes[i].max(lanes[i + n]);
-        }
-        n /= 2;
-    }
-    lanes[0]
-}
-
-/// `x * inverse` as the nearest integers (ties to even) in -127..=127.
-#[inline(always)]
-pub(crate) fn rounded(x: &[f32; GROUP], inverse: f32) -> [i32; GROUP] {
-    // Adding 1.5 * 2^23 leaves the nearest integer in the low bits of the float.
-    const MAGIC: f32 = 12_582_912.0;
-    let mut q = [0i32; GROUP];
-    for i in 0..GROUP {
-        let scaled = (x[i] * inverse).clamp(-127.0, 127.0);
-        q[i] = (scaled + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32;
-    }
-    q
-}
-
-/// 32 floats, none above `amax` in magnitude, as `d * q`, `q` in -127..=127, and the sums of `q` over both halves. Values
-/// that are not finite become finite nonsense, never undefined behaviour.
-#[inline(always)]
-pub(crate) fn quantize_group(x: &[f32; GROUP], amax: f32) -> ([i8; GROUP], f32, [i32; 2]) {
+fn scale(amax: f32) -> (f32, f32) {
     let amax = amax.min(f32::MAX);
     let d = amax / 127.0;
-    let q = rounded(x, if d > 0.0 { 127.0 / amax } else { 0.0 });
-    let mut sums = [0i32; 2];
-    for i in 0..16 {
-        sums[0] += q[i] as i8 as i32;
-        sums[1] += q[i + 16] as i8 as i32;
-    }
-    (q.map(|q| q as i8), d, sums)
+    (d, if d > 0.0 { (127.0 / amax).min(f32::MAX) } else { 0.0 })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Isa;
 
     #[test]
     fn panels_cover_every_token_once() {
@@ -317,24 +293,48 @@ mod tests {
     }
 
     #[test]
-    fn quantizing_keeps_the_largest_exact_and_the_rest_close() {
-        let x: [f32; GROUP] = std::array::from_fn(|i| (i as f32 * 0.7).sin() * 3.0);
-        let (q, d, sums) = quantize_group(&x, largest(&x));
-        assert_eq!(q.iter().map(|q| i32::from(q.abs())).max(), Some(127));
-        assert_eq!(sums[0] + sums[1], q.iter().map(|&q| i32::from(q)).sum::<i32>());
-        for (x, q) in x.iter().zip(q) {
-            assert!((x - d * f32::from(q)).abs() <= d * 0.501);
+    fn a_scale_is_finite_whatever_it_is_for() {
+        assert_eq!(scale(0.0), (0.0, 0.0));
+        assert_eq!(scale(127.0), (1.0, 1.0));
+        for amax in [f32::MIN_POSITIVE / 4.0, f32::MIN_POSITIVE, 1.0, f32::MAX, f32::INFINITY] {
+            let (d, inverse) = scale(amax);
+            assert!(d.is_finite() && inverse.is_finite(), "{amax}: {d}, {inverse}");
+        }
+    }
+
+    /// A row in lane 1 of a panel of 2 tokens.
+    fn panel_on(isa: Isa, row: &[f32], span: usize) -> Vec<u8> {
+        let mut panel = vec![0; row.len() / GROUP * RECORD * 2];
+        let table = isa.table().expect("a set that the processor has");
+        // SAFETY: the panel has a record of two tokens for each group.
+        unsafe { (table.quantize_row)(row, span, panel.as_mut_ptr(), 2, 1) };
+        panel
+    }
+
+    #[test]
+    fn every_set_quantizes_to_the_same_bytes() {
+        let row: Vec<_> = (0..1024).map(|i| (i as f32 * 0.37).sin() * 1.01f32.powi(i - 700)).collect();
+        // Halves between two integers go to the even one.
+        let ties: Vec<_> = (0..1024).map(|i| (i % 255 - 127) as f32 / 2.0).collect();
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.table().is_some()) {
+            for (row, span) in [(&row, GROUP), (&row, SUPERBLOCK), (&ties, GROUP), (&vec![0.0; 512], GROUP)] {
+                let (panel, expected) = (panel_on(isa, row, span), panel_on(Isa::Scalar, row, span));
+                assert!(panel == expected, "{isa}, a scale for each {span}");
+            }
         }
     }
 
     #[test]
-    fn quantizing_survives_zeros_and_the_not_finite() {
-        assert_eq!(quantize_group(&[0.0; GROUP], 0.0), ([0; GROUP], 0.0, [0, 0]));
-        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MIN_POSITIVE / 4.0] {
-            let mut x = [1.0; GROUP];
-            x[3] = bad;
-            let (_, d, _) = quantize_group(&x, largest(&x));
-            assert!(d.is_finite());
+    fn what_is_not_finite_is_quantized_within_range() {
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.table().is_some()) {
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN_POSITIVE / 4.0] {
+                let mut row = [1.0; GROUP];
+                row[3] = bad;
+                let panel = panel_on(isa, &row, GROUP);
+                let d = f32::from_le_bytes(panel[2 * GROUP + 4..][..4].try_into().expect("4 bytes"));
+                assert!(d.is_finite(), "{isa}: {bad} gives {d}");
+                assert!(panel[GROUP..2 * GROUP].iter().all(|&q| q as i8 >= -127), "{isa}: {bad}");
+            }
         }
     }
 }

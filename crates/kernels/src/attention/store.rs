@@ -3,10 +3,10 @@
 use super::cache::{KvFormat, KvLayer, KvShape};
 use super::{Chunk, HEAD_DIM_MAX, PAGE};
 use crate::Context;
+use crate::elementwise::{Plain, largest, rounded};
 use crate::format::GROUP;
 use crate::layout::{Blocks, Bytes, STRIP};
 use crate::ops::{Rows, for_each_token};
-use crate::panel;
 use crate::shared::SharedMut;
 use half::f16;
 
@@ -191,9 +191,11 @@ unsafe fn store_quantized(
 fn quantize(x: &[f32]) -> ([i8; GROUP], f16) {
     let mut group = [0f32; GROUP];
     group[..x.len()].copy_from_slice(x);
-    let d = f16::from_f32(panel::largest(&group).min(65504.0 * 127.0) / 127.0);
+    // SAFETY: nothing in particular is needed.
+    let amax = unsafe { largest::<Plain>(&[group]) };
+    let d = f16::from_f32(amax.min(65504.0 * 127.0) / 127.0);
     let inverse = if d > f16::ZERO { 1.0 / d.to_f32() } else { 0.0 };
-    (panel::rounded(&group, inverse).map(|q| q as i8), d)
+    (rounded(&group, inverse), d)
 }
 
 /// Page and slot of every token of a batch.

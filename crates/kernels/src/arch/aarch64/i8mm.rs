@@ -4,14 +4,14 @@
 mod integer;
 mod peak;
 
-use super::neon::Fused;
+use super::neon::Registers;
 use super::neon::float::{Bf16, F16, F32, I8, float_tile, mix, score};
 use super::neon::strip::{Iq4Nl, Iq4Xs, Mxfp4, Q3K, Q4, Q4K, Q5K, Q6K, Q8, W8, W8Half};
 use crate::arch::table;
 use crate::elementwise::elementwise;
 use crate::isa::Table;
 
-elementwise!(Fused, target_feature(enable = "neon,dotprod,i8mm"));
+elementwise!(Registers, target_feature(enable = "neon,dotprod,i8mm"));
 
 pub(crate) static TABLE: Table = table!(NeonI8mm);
 

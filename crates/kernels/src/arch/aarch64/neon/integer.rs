@@ -354,13 +354,13 @@ unsafe fn group<D: Dot, L: Strip, C: Cells, const T: usize, const U: usize, cons
         };
         let floats = |field: usize| words(field).map(|x| vreinterpretq_f32_s32(x));
         let magic = vdupq_n_s32(MAGIC.to_bits() as i32);
-        // The words are -8 times the sums of activations; a shift takes its count as a constant.
+        // What a group's offset comes to, from words that are -8 times the sums of activations, or of super-blocks -128 times
+        // the sum of a group and -32 times that of a half; a shift takes its count as a constant.
         let start = |field: usize| match L::OFFSET {
             0 => [magic; U],
-            -16 => words(field).map(|x| vsubq_s32(magic, vshlq_n_s32::<1>(x))),
-            4 => words(field).map(|x| vaddq_s32(vshrq_n_s32::<1>(x), magic)),
-            8 => words(field).map(|x| vaddq_s32(x, magic)),
-            32 => words(field).map(|x| vaddq_s32(vshlq_n_s32::<2>(x), magic)),
+            -16 => words(field).map(|x| vsubq_s32(magic, vshrq_n_s32::<3>(x))),
+            4 => words(field).map(|x| vaddq_s32(vshrq_n_s32::<3>(x), magic)),
+            8 | 32 => words(field).map(|x| vaddq_s32(x, magic)),
             _ => unreachable!("no layout has this offset"),
         };
         let d = floats(0);

@@ -1,32 +1,47 @@
 //! Integer tiles: 8 `vpdpbusd` per group of 32 columns, strip and token, then one conversion and one or two `vfmadd`.
 
-use super::strip::Strip;
+use super::strip::{Scaled, Strip};
+use crate::format::GROUP;
 use crate::isa::TileArgs;
 use crate::layout::STRIP;
 use crate::panel::RECORD;
 use std::arch::x86_64::*;
 
-/// Strips go one by one, so that a decode reads memory as one stream; nothing is fetched ahead by hand. Four strips at
-/// once reached 60-75% of what a plain read of memory does, one strip with prefetches 80-95%, one without 95-100%.
+/// How far ahead of their use weights are fetched for panels of four tokens and more, in bytes.
+const PREFETCH_BYTES: usize = 4096;
+
+/// Strips go one by one, so that a decode reads memory as one stream; one or two tokens fetch nothing ahead by hand. Four
+/// strips at once reached 60-75% of what a plain read of memory does, one strip with prefetches 80-95%, one without
+/// 95-100%.
 ///
 /// # Safety
 /// The contract of [`TileArgs`], and the processor has these features.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub(super) unsafe fn integer_tile<L: Strip, const T: usize>(args: &TileArgs) {
-    let groups = args.cols / 32;
+pub(super) unsafe fn integer_tile<L: Scaled, const T: usize>(args: &TileArgs) {
     for s in 0..args.strip_count {
         // SAFETY: strips, panel records and output rows lie where the contract says.
         unsafe {
             let strip = args.strips.add(s * args.strip_bytes);
             let mut acc = [_mm512_setzero_ps(); T];
-            for g in 0..groups {
+            for g in 0..args.cols / GROUP {
                 group::<L, T>(strip, g, args.panel.add(g * RECORD * T), &mut acc);
             }
-            for (t, acc) in acc.into_iter().enumerate() {
-                let out = args.out.add(t * args.out_stride + s * STRIP);
-                let sum = if args.add { _mm512_add_ps(_mm512_loadu_ps(out), acc) } else { acc };
-                _mm512_storeu_ps(out, sum);
-            }
+            store(args, s, &acc);
+        }
+    }
+}
+
+/// Writes or adds what a strip comes to.
+///
+/// # Safety
+/// The contract of [`TileArgs`]; `s < strip_count`; the caller has the features.
+#[inline(always)]
+pub(super) unsafe fn store<const T: usize>(args: &TileArgs, s: usize, acc: &[__m512; T]) {
+    for (t, &acc) in acc.iter().enumerate() {
+        // SAFETY: `out` has `T` rows of `16 * strip_count` floats that nobody else uses.
+        unsafe {
+            let out = args.out.add(t * args.out_stride + s * STRIP);
+            _mm512_storeu_ps(out, if args.add { _mm512_add_ps(_mm512_loadu_ps(out), acc) } else { acc });
         }
     }
 }
@@ -35,7 +50,7 @@ pub(super) unsafe fn integer_tile<L: Strip, const T: usize>(args: &TileArgs) {
 /// `strip` is a strip of `L` with more than `g` groups and `record` group `g` of a panel of `T` tokens; the caller has the
 /// features.
 #[inline(always)]
-unsafe fn group<L: Strip, const T: usize>(
+unsafe fn group<L: Scaled, const T: usize>(
     strip: *const u8,
     g: usize,
     record: *const u8,
@@ -43,75 +58,104 @@ unsafe fn group<L: Strip, const T: usize>(
 ) {
     // SAFETY: a record holds `T` x 32 bytes and 7 x `T` words.
     unsafe {
-        let (scale, min) = L::scales(strip.add(L::BLOCKS.start(g)), g % L::BLOCKS.groups);
+        let (block, i) = (strip.add(L::BLOCKS.start(g)), g % L::BLOCKS.groups);
+        prefetch::<L, T>(block, i);
+        let (scale, min) = L::scales(block, i);
         let cells = L::cells(strip.add(L::BLOCKS.cells(g)));
-        let tail = record.add(T * 32);
-        let word = |field: usize, t: usize| {
-            _mm512_set1_epi32(tail.add((field * T + t) * 4).cast::<i32>().read_unaligned())
-        };
-        let float = |field: usize, t: usize| {
-            _mm512_set1_ps(tail.add((field * T + t) * 4).cast::<f32>().read_unaligned())
-        };
-        let x = |t: usize, cell: usize| {
-            _mm512_set1_epi32(record.add(t * 32 + cell * 4).cast::<i32>().read_unaligned())
-        };
-        // The word is -8 times the sum of the activations; a shift takes its count as a constant.
-        let start = |field: usize, t: usize| match L::OFFSET {
-            0 => _mm512_setzero_si512(),
-            4 => _mm512_srai_epi32::<1>(word(field, t)),
-            8 => word(field, t),
-            16 => _mm512_slli_epi32::<1>(word(field, t)),
-            32 => _mm512_slli_epi32::<2>(word(field, t)),
-            128 => _mm512_slli_epi32::<4>(word(field, t)),
-            _ => unreachable!("no layout has this offset"),
-        };
-        if L::HALVES {
-            for h in 0..2 {
-                let mut dot: [__m512i; T] = std::array::from_fn(|t| start(3 + h, t));
-                for cell in 4 * h..4 * h + 4 {
-                    for t in 0..T {
-                        dot[t] = _mm512_dpbusd_epi32(dot[t], cells[cell], x(t, cell));
-                    }
+        let float = |field: usize, t: usize| _mm512_castsi512_ps(word::<T>(record, field, t));
+        let halves = if L::HALVES { 2 } else { 1 };
+        for h in 0..halves {
+            // The word is -8 times the sum of the activations; a shift takes its count as a constant.
+            let start = |t: usize| {
+                let word = word::<T>(record, if L::HALVES { 3 + h } else { 2 }, t);
+                match L::OFFSET {
+                    0 => _mm512_setzero_si512(),
+                    8 => word,
+                    16 => _mm512_slli_epi32::<1>(word),
+                    128 => _mm512_slli_epi32::<4>(word),
+                    _ => unreachable!("no layout of groups has this offset"),
                 }
-                for t in 0..T {
-                    acc[t] = _mm512_fmadd_ps(
-                        _mm512_cvtepi32_ps(dot[t]),
-                        _mm512_mul_ps(scale[h], float(0, t)),
-                        acc[t],
-                    );
-                    if L::MIN {
-                        acc[t] = _mm512_fnmadd_ps(min[h], float(5 + h, t), acc[t]);
-                    }
-                }
-            }
-        } else {
-            let mut dot: [__m512i; T] = std::array::from_fn(|t| start(2, t));
-            if T <= 2 {
-                // Two chains, since few tokens leave the unit waiting for one.
-                let mut other = [_mm512_setzero_si512(); T];
-                for cell in 0..4 {
-                    for t in 0..T {
-                        dot[t] = _mm512_dpbusd_epi32(dot[t], cells[cell], x(t, cell));
-                        other[t] = _mm512_dpbusd_epi32(other[t], cells[cell + 4], x(t, cell + 4));
-                    }
-                }
-                for t in 0..T {
-                    dot[t] = _mm512_add_epi32(dot[t], other[t]);
-                }
-            } else {
-                for (cell, &weights) in cells.iter().enumerate() {
-                    for t in 0..T {
-                        dot[t] = _mm512_dpbusd_epi32(dot[t], weights, x(t, cell));
-                    }
-                }
-            }
+            };
+            let dots = dots::<L, T>(&cells, h, record, start);
             for t in 0..T {
-                acc[t] =
-                    _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t]), _mm512_mul_ps(scale[0], float(0, t)), acc[t]);
+                let scale = _mm512_mul_ps(scale[h], float(0, t));
+                acc[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[t]), scale, acc[t]);
                 if L::MIN {
-                    acc[t] = _mm512_fnmadd_ps(min[0], float(1, t), acc[t]);
+                    acc[t] = _mm512_fnmadd_ps(min[h], float(if L::HALVES { 5 + h } else { 1 }, t), acc[t]);
                 }
             }
         }
+    }
+}
+
+/// The products of a group, or of half `h` of it where [`Strip::HALVES`], with `T` tokens, added to what `start` gives.
+///
+/// # Safety
+/// `record` is one of a panel of `T` tokens; the caller has the features.
+#[inline(always)]
+pub(super) unsafe fn dots<L: Strip, const T: usize>(
+    cells: &[__m512i; 8],
+    h: usize,
+    record: *const u8,
+    start: impl Fn(usize) -> __m512i,
+) -> [__m512i; T] {
+    let mut dots: [__m512i; T] = std::array::from_fn(start);
+    // SAFETY: a record starts with `T` x 32 bytes.
+    unsafe {
+        let x = |t: usize, cell: usize| {
+            _mm512_set1_epi32(record.add(t * GROUP + cell * 4).cast::<i32>().read_unaligned())
+        };
+        if L::HALVES {
+            for cell in 4 * h..4 * h + 4 {
+                for t in 0..T {
+                    dots[t] = _mm512_dpbusd_epi32(dots[t], cells[cell], x(t, cell));
+                }
+            }
+        } else if T <= 2 {
+            // Two chains, since few tokens leave the unit waiting for one.
+            let mut others = [_mm512_setzero_si512(); T];
+            for cell in 0..4 {
+                for t in 0..T {
+                    dots[t] = _mm512_dpbusd_epi32(dots[t], cells[cell], x(t, cell));
+                    others[t] = _mm512_dpbusd_epi32(others[t], cells[cell + 4], x(t, cell + 4));
+                }
+            }
+            for t in 0..T {
+                dots[t] = _mm512_add_epi32(dots[t], others[t]);
+            }
+        } else {
+            for (cell, &weights) in cells.iter().enumerate() {
+                for t in 0..T {
+                    dots[t] = _mm512_dpbusd_epi32(dots[t], weights, x(t, cell));
+                }
+            }
+        }
+    }
+    dots
+}
+
+/// A word of token `t` in all lanes.
+///
+/// # Safety
+/// `record` is one of a panel of `T` tokens, more than `t`; the caller has the features.
+#[inline(always)]
+pub(super) unsafe fn word<const T: usize>(record: *const u8, field: usize, t: usize) -> __m512i {
+    // SAFETY: a record holds `T` x 32 bytes and then `T` words for each field.
+    unsafe {
+        let at = record.add(T * GROUP + (field * T + t) * 4);
+        _mm512_set1_epi32(at.cast::<i32>().read_unaligned())
+    }
+}
+
+/// Fetches group `i`'s share of the lines of a block that lies ahead of this one.
+#[inline(always)]
+pub(super) fn prefetch<L: Strip, const T: usize>(block: *const u8, i: usize) {
+    if T < 4 {
+        return;
+    }
+    let lines = (L::BLOCKS.bytes() / 64).div_ceil(L::BLOCKS.groups);
+    for line in i * lines..(i + 1) * lines {
+        // SAFETY: a prefetch reads nothing that a program could see, wherever it points.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(PREFETCH_BYTES + line * 64).cast()) };
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::arch::x86_64::raised;
 use crate::format::{IQ4_VALUES, MXFP4_VALUES};
-use crate::layout::{Blocks, CELL, HIGH_BITS, MINS, SCALES, STRIP};
+use crate::layout::{Blocks, CELL, HIGH_BITS, STRIP};
 use std::arch::x86_64::*;
 
 /// How one layout's strip is read. The functions are only called from within tiles, which have the features.
@@ -15,16 +15,20 @@ pub(super) trait Strip {
     /// How far above their value weights come out of [`Strip::cells`].
     const OFFSET: i32 = 0;
 
-    /// The scales of group `i` of a block, per half where [`Strip::HALVES`], and what to subtract where [`Strip::MIN`].
-    ///
-    /// # Safety
-    /// `block` is a block of this layout with more than `i` groups; the processor has the features of the tiles.
-    unsafe fn scales(block: *const u8, i: usize) -> ([__m512; 2], [__m512; 2]);
     /// The 8 cells of a group, weights as unsigned bytes.
     ///
     /// # Safety
     /// `at` is where a group's cells lie in a strip of this layout; the processor has the features of the tiles.
     unsafe fn cells(at: *const u8) -> [__m512i; 8];
+}
+
+/// A layout whose groups have floats for scales.
+pub(super) trait Scaled: Strip {
+    /// The scales of group `i` of a block, per half where [`Strip::HALVES`], and what to subtract where [`Strip::MIN`].
+    ///
+    /// # Safety
+    /// `block` is a block of this layout with more than `i` groups; the processor has the features of the tiles.
+    unsafe fn scales(block: *const u8, i: usize) -> ([__m512; 2], [__m512; 2]);
 }
 
 /// The values of IQ4_NL and IQ4_XS, 128 above.
@@ -47,28 +51,15 @@ unsafe fn load(at: *const u8) -> __m512i {
 /// # Safety
 /// 32 bytes are readable at `at`; the caller has AVX-512.
 #[inline(always)]
-unsafe fn halves(at: *const u8) -> __m512 {
+pub(super) unsafe fn halves(at: *const u8) -> __m512 {
     // SAFETY: the caller's contract.
     unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
-}
-
-/// 16 bytes as floats.
-///
-/// # Safety
-/// 16 bytes are readable at `at`; the caller has AVX-512.
-#[inline(always)]
-unsafe fn bytes<const SIGNED: bool>(at: *const u8) -> __m512 {
-    // SAFETY: the caller's contract.
-    unsafe {
-        let b = _mm_loadu_si128(at.cast());
-        _mm512_cvtepi32_ps(if SIGNED { _mm512_cvtepi8_epi32(b) } else { _mm512_cvtepu8_epi32(b) })
-    }
 }
 
 /// `d` of `Q8`, `Q4` and `Iq4Nl`.
 ///
 /// # Safety
-/// The contract of [`Strip::scales`].
+/// The contract of [`Scaled::scales`].
 #[inline(always)]
 unsafe fn d_of_pair(block: *const u8, i: usize) -> ([__m512; 2], [__m512; 2]) {
     // SAFETY: the block starts with 2 x 16 halves.
@@ -79,7 +70,7 @@ unsafe fn d_of_pair(block: *const u8, i: usize) -> ([__m512; 2], [__m512; 2]) {
 /// E8M0 exponents of `Mxfp4` as half of the powers of two they stand for.
 ///
 /// # Safety
-/// The contract of [`Strip::scales`].
+/// The contract of [`Scaled::scales`].
 #[inline(always)]
 unsafe fn powers_of_two(block: *const u8, i: usize) -> ([__m512; 2], [__m512; 2]) {
     // SAFETY: the block starts with 4 x 16 bytes.
@@ -91,46 +82,6 @@ unsafe fn powers_of_two(block: *const u8, i: usize) -> ([__m512; 2], [__m512; 2]
         let subnormal = _mm512_slli_epi32::<21>(_mm512_add_epi32(e, one));
         let d = _mm512_castsi512_ps(_mm512_max_epi32(normal, subnormal));
         ([d; 2], [d; 2])
-    }
-}
-
-/// `d * scale` and `dmin * min` of `Q4K` and `Q5K`.
-///
-/// # Safety
-/// The contract of [`Strip::scales`].
-#[inline(always)]
-unsafe fn scales_and_mins(block: *const u8, i: usize) -> ([__m512; 2], [__m512; 2]) {
-    // SAFETY: the block has 2 x 16 halves and 2 x 8 x 16 bytes in front of its cells.
-    unsafe {
-        let scale = _mm512_mul_ps(halves(block), bytes::<false>(block.add(SCALES + i * STRIP)));
-        let min = _mm512_mul_ps(halves(block.add(32)), bytes::<false>(block.add(MINS + i * STRIP)));
-        ([scale; 2], [min; 2])
-    }
-}
-
-/// `d * scale` of `Iq4Xs`.
-///
-/// # Safety
-/// The contract of [`Strip::scales`].
-#[inline(always)]
-unsafe fn signed_scales(block: *const u8, i: usize) -> ([__m512; 2], [__m512; 2]) {
-    // SAFETY: the block starts with 16 halves and, a line further, 8 x 16 bytes.
-    let scale = unsafe { _mm512_mul_ps(halves(block), bytes::<true>(block.add(SCALES + i * STRIP))) };
-    ([scale; 2], [scale; 2])
-}
-
-/// `d * scale` of `Q3K` and `Q6K`.
-///
-/// # Safety
-/// The contract of [`Strip::scales`].
-#[inline(always)]
-unsafe fn scales_by_halves(block: *const u8, i: usize) -> ([__m512; 2], [__m512; 2]) {
-    // SAFETY: the block starts with 16 halves and, a line further, 16 x 16 bytes.
-    unsafe {
-        let d = halves(block);
-        let at = block.add(SCALES + i * 2 * STRIP);
-        let scale = [_mm512_mul_ps(d, bytes::<true>(at)), _mm512_mul_ps(d, bytes::<true>(at.add(STRIP)))];
-        (scale, scale)
     }
 }
 
@@ -271,7 +222,7 @@ unsafe fn mxfp4_cells(at: *const u8) -> [__m512i; 8] {
 /// Scale and minimum of `W8`.
 ///
 /// # Safety
-/// The contract of [`Strip::scales`].
+/// The contract of [`Scaled::scales`].
 #[inline(always)]
 unsafe fn floats(block: *const u8, _: usize) -> ([__m512; 2], [__m512; 2]) {
     // SAFETY: the block starts with 2 x 16 floats.
@@ -282,7 +233,7 @@ unsafe fn floats(block: *const u8, _: usize) -> ([__m512; 2], [__m512; 2]) {
 /// Scales and minimums of `W8Half`.
 ///
 /// # Safety
-/// The contract of [`Strip::scales`].
+/// The contract of [`Scaled::scales`].
 #[inline(always)]
 unsafe fn floats_by_halves(block: *const u8, _: usize) -> ([__m512; 2], [__m512; 2]) {
     // SAFETY: the block starts with 4 x 16 floats.
@@ -290,11 +241,12 @@ unsafe fn floats_by_halves(block: *const u8, _: usize) -> ([__m512; 2], [__m512;
     ([four(0), four(1)], [four(2), four(3)])
 }
 
-/// A strip is where its groups lie, a reader of their scales and one of their cells, and constants of [`Strip`].
+/// A strip is where its groups lie, a reader of their cells and, where scales are floats, one of these, and constants of
+/// [`Strip`].
 macro_rules! strip {
     (
         $(#[$doc:meta])*
-        $name:ident = $blocks:ident, $scales:ident, $cells:ident;
+        $name:ident = $blocks:ident, $cells:ident $(, $scales:ident)?;
         $(const $constant:ident: $type:ty = $value:expr;)*
     ) => {
         $(#[$doc])*
@@ -305,75 +257,79 @@ macro_rules! strip {
             $(const $constant: $type = $value;)*
 
             #[inline(always)]
-            unsafe fn scales(block: *const u8, i: usize) -> ([__m512; 2], [__m512; 2]) {
-                // SAFETY: the same contract.
-                unsafe { $scales(block, i) }
-            }
-
-            #[inline(always)]
             unsafe fn cells(at: *const u8) -> [__m512i; 8] {
                 // SAFETY: the same contract.
                 unsafe { $cells(at) }
             }
         }
+
+        $(
+            impl Scaled for $name {
+                #[inline(always)]
+                unsafe fn scales(block: *const u8, i: usize) -> ([__m512; 2], [__m512; 2]) {
+                    // SAFETY: the same contract.
+                    unsafe { $scales(block, i) }
+                }
+            }
+        )?
     };
 }
 
 strip! {
     /// `d * q`
-    Q8 = Q8, d_of_pair, byte_cells;
+    Q8 = Q8, byte_cells, d_of_pair;
     const OFFSET: i32 = 128;
 }
 strip! {
     /// `d * (q - 8)`
-    Q4 = Q4, d_of_pair, nibble_cells;
+    Q4 = Q4, nibble_cells, d_of_pair;
     const OFFSET: i32 = 8;
 }
 strip! {
     /// `d * IQ4_VALUES[q]`
-    Iq4Nl = Q4, d_of_pair, iq4_cells;
+    Iq4Nl = Q4, iq4_cells, d_of_pair;
     const OFFSET: i32 = 128;
 }
 strip! {
     /// `2^(e - 128) * MXFP4_VALUES[q]`
-    Mxfp4 = MXFP4, powers_of_two, mxfp4_cells;
+    Mxfp4 = MXFP4, mxfp4_cells, powers_of_two;
     const OFFSET: i32 = 16;
 }
 strip! {
     /// `d * scale * q - dmin * min`
-    Q4K = Q4K, scales_and_mins, nibble_cells;
+    Q4K = Q4K, nibble_cells;
     const MIN: bool = true;
 }
 strip! {
     /// `d * scale * q - dmin * min`
-    Q5K = Q5K, scales_and_mins, five_bit_cells;
+    Q5K = Q5K, five_bit_cells;
     const MIN: bool = true;
 }
 strip! {
     /// `d * scale * (q - 4)`
-    Q3K = Q3K, scales_by_halves, three_bit_cells;
+    Q3K = Q3K, three_bit_cells;
     const HALVES: bool = true;
     const OFFSET: i32 = 4;
 }
 strip! {
     /// `d * scale * (q - 32)`
-    Q6K = Q6K, scales_by_halves, six_bit_cells;
+    Q6K = Q6K, six_bit_cells;
     const HALVES: bool = true;
     const OFFSET: i32 = 32;
 }
 strip! {
     /// `d * scale * IQ4_VALUES[q]`
-    Iq4Xs = IQ4_XS, signed_scales, iq4_cells;
+    Iq4Xs = IQ4_XS, iq4_cells;
     const OFFSET: i32 = 128;
 }
 strip! {
     /// `scale * q - min`
-    W8 = W8, floats, byte_cells;
+    W8 = W8, byte_cells, floats;
     const MIN: bool = true;
 }
 strip! {
     /// `scale * q - min` by halves
-    W8Half = W8_HALF, floats_by_halves, byte_cells;
+    W8Half = W8_HALF, byte_cells, floats_by_halves;
     const HALVES: bool = true;
     const MIN: bool = true;
 }
