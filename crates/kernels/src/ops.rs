@@ -4,7 +4,7 @@ use crate::Context;
 use crate::isa::{TileArgs, width_index};
 use crate::layout::{Layout, STRIP};
 use crate::matrix::Matrix;
-use crate::panel::{Activations, Kinds, panels};
+use crate::panel::{PANEL_WIDTHS, Activations, Kinds, panels};
 use crate::shared::SharedMut;
 
 /// A row-major buffer of floats whose rows have room for whole strips.
@@ -107,9 +107,6 @@ impl<'a> SharedRows<'a> {
 /// Operations on fewer tokens than this are not worth waking another thread for.
 const TOKENS_INLINE_MAX: usize = 4;
 
-/// Tokens that one item of an elementwise operation handles.
-const TOKENS_PER_ITEM: usize = 4;
-
 /// Bytes of packed weights in one item of a multiplication: the part of a 1 MiB second-level cache that a block of
 /// weights may take while the panels of a prefill pass by.
 const ITEM_BYTES_MAX: usize = 256 * 1024;
@@ -122,8 +119,10 @@ pub(crate) fn for_each_token(context: Context<'_>, tokens: usize, f: &(dyn Fn(us
     if tokens <= TOKENS_INLINE_MAX {
         return (0..tokens).for_each(f);
     }
-    context.pool.run(tokens.div_ceil(TOKENS_PER_ITEM), &|item| {
-        (item * TOKENS_PER_ITEM..tokens.min((item + 1) * TOKENS_PER_ITEM)).for_each(f);
+    // Whole panels where there are enough: their tokens share cache lines.
+    let per_item = if tokens > 4 * PANEL_WIDTHS[0] { PANEL_WIDTHS[0] } else { 4 };
+    context.pool.run(tokens.div_ceil(per_item), &|item| {
+        (item * per_item..tokens.min((item + 1) * per_item)).for_each(f);
     });
 }
 

@@ -1,10 +1,13 @@
-//! A pool of threads for work that lasts microseconds: short spin, then sleep; chunks are claimed, never assigned.
+//! A pool of threads for work that lasts microseconds: short spin, then sleep; items are claimed, never assigned.
 //!
-//! [`Pool::run`] hands out items `0..n` to whoever asks next and returns when all are done. It waits for *items*, not for
-//! threads: a worker that the operating system is not running holds up nothing but the item it has claimed. An idle
+//! [`Pool::run`] calls a closure for items `0..n` and returns when all calls have. Each thread has a range of neighbouring
+//! items and takes one after the other off its front, so that what neighbours read from memory stays one stream; who has
+//! none left takes the back half of the longest range. A run waits for *items*, not for threads: a worker that the
+//! operating system is not running holds up nothing but the item it has claimed, since others empty its range. An idle
 //! pool uses no processor time.
 
 use std::cell::UnsafeCell;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -16,9 +19,9 @@ use std::{fmt, hint};
 const SPIN_ROUNDS: u32 = 600;
 
 /// The most items one run can have.
-pub const ITEMS_MAX: usize = (1 << 24) - 1 - THREADS_MAX;
+pub const ITEMS_MAX: usize = u32::MAX as usize;
 
-/// The most threads a pool can have: each may overshoot the last item by one.
+/// The most threads a pool can have.
 const THREADS_MAX: usize = 4096;
 
 /// Threads that share the work of [`Pool::run`] with the calling one.
@@ -36,10 +39,17 @@ type Start = dyn Fn(usize) + Send + Sync;
 type Task = *const (dyn Fn(usize) + Sync);
 
 struct Shared {
-    /// `items << 24 | next`: both change together, so a claim always belongs to the run it sees.
-    ticket: AtomicU64,
-    /// The current run's closure. Written before the ticket opens, read only by the holder of a claim.
-    task: UnsafeCell<Task>,
+    /// Items of the current run that nobody has claimed, a range for each thread, the caller's first. All are empty between
+    /// runs, so a claim always belongs to the run that is going on, however late its thread comes.
+    unclaimed: Vec<Unclaimed>,
+    /// The current run's closure and number of items. Written before any item can be claimed, read only by holders of a
+    /// claim.
+    task: UnsafeCell<(Task, usize)>,
+    /// Every thread's range of the current run is set. Before that nobody may offer what was taken from one that is, for
+    /// it would be written over.
+    ranges_set: AtomicBool,
+    /// Runs that have begun.
+    runs: AtomicU64,
     done: AtomicUsize,
     panicked: AtomicBool,
     stopping: AtomicBool,
@@ -48,23 +58,67 @@ struct Shared {
     caller_sleeps: AtomicBool,
 }
 
+/// A range of items, its ends in one word so that both change together; on cache lines of its own, since its thread
+/// claims from it all the time and others hardly ever.
+#[derive(Default)]
+#[repr(align(128))]
+struct Unclaimed(AtomicU64);
+
 #[derive(Default)]
 struct Sleeper {
     asleep: AtomicBool,
     thread: OnceLock<Thread>,
 }
 
-// SAFETY: `task` is only written while no claim is held and only read by holders of one (see `claim`); the closure is
-// `Sync`. Everything else is atomic or locked.
+// SAFETY: `task` is only written while no item is unclaimed or under way and only read by holders of a claim (see `claim`);
+// the closure is `Sync`. Everything else is atomic or locked.
 unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
 
-const NEXT_BITS: u32 = 24;
-const NEXT_MASK: u64 = (1 << NEXT_BITS) - 1;
+fn word(range: Range<u32>) -> u64 {
+    u64::from(range.start) << 32 | u64::from(range.end)
+}
 
-fn open(ticket: u64) -> bool {
-    ticket & NEXT_MASK < ticket >> NEXT_BITS
+fn range(word: u64) -> Range<u32> {
+    (word >> 32) as u32..word as u32
+}
+
+impl Unclaimed {
+    fn set(&self, range: Range<u32>) {
+        self.0.store(word(range), Ordering::Release);
+    }
+
+    fn len(&self) -> usize {
+        range(self.0.load(Ordering::Acquire)).len()
+    }
+
+    /// Takes the first item.
+    fn take_first(&self) -> Option<u32> {
+        let less = |old| {
+            let range = range(old);
+            (!range.is_empty()).then(|| word(range.start + 1..range.end))
+        };
+        self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).ok().map(|old| range(old).start)
+    }
+
+    /// Takes the back half, the larger one.
+    fn take_half(&self) -> Option<Range<u32>> {
+        let middle = |range: &Range<u32>| range.start + (range.end - range.start) / 2;
+        let less = |old| {
+            let range = range(old);
+            (!range.is_empty()).then(|| word(range.start..middle(&range)))
+        };
+        let old = range(self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).ok()?);
+        Some(middle(&old)..old.end)
+    }
+
+    /// Offers `items` to all if nothing is on offer here.
+    fn offer(&self, items: Range<u32>) -> bool {
+        let old = self.0.load(Ordering::Acquire);
+        range(old).is_empty()
+            && self.0.compare_exchange(old, word(items), Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
 }
 
 impl Pool {
@@ -80,8 +134,10 @@ impl Pool {
         let workers = threads.clamp(1, THREADS_MAX) - 1;
         fn nothing(_: usize) {}
         let shared = Arc::new(Shared {
-            ticket: AtomicU64::new(0),
-            task: UnsafeCell::new(&nothing as &(dyn Fn(usize) + Sync) as Task),
+            unclaimed: (0..=workers).map(|_| Unclaimed::default()).collect(),
+            task: UnsafeCell::new((&nothing as &(dyn Fn(usize) + Sync) as Task, 0)),
+            ranges_set: AtomicBool::new(false),
+            runs: AtomicU64::new(0),
             done: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
@@ -128,10 +184,17 @@ impl Pool {
         // not return before every claim of this run has been counted in `done`.
         let task =
             unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(f) };
-        // SAFETY: the ticket of the last run is exhausted and its claims done, so nobody reads the cell.
-        unsafe { *shared.task.get() = task };
+        // SAFETY: all items of the last run are done, so nobody holds a claim and reads the cell.
+        unsafe { *shared.task.get() = (task, items) };
         shared.done.store(0, Ordering::Relaxed);
-        shared.ticket.store((items as u64) << NEXT_BITS, Ordering::SeqCst);
+        let threads = self.threads();
+        let first = |thread: usize| (thread as u64 * items as u64).div_ceil(threads as u64) as u32;
+        shared.ranges_set.store(false, Ordering::Relaxed);
+        for (thread, unclaimed) in shared.unclaimed.iter().enumerate() {
+            unclaimed.set(first(thread)..first(thread + 1));
+        }
+        shared.ranges_set.store(true, Ordering::Release);
+        shared.runs.fetch_add(1, Ordering::SeqCst);
         for sleeper in &shared.sleepers {
             if sleeper.asleep.swap(false, Ordering::SeqCst)
                 && let Some(thread) = sleeper.thread.get()
@@ -139,7 +202,7 @@ impl Pool {
                 thread.unpark();
             }
         }
-        while shared.claim() {}
+        while shared.claim(0) {}
         shared.wait_until_done(items);
         if shared.panicked.swap(false, Ordering::Relaxed) {
             resume_unwind(Box::new("a task of the thread pool panicked"));
@@ -148,19 +211,34 @@ impl Pool {
 }
 
 impl Shared {
-    /// Runs one item if there is one left.
-    fn claim(&self) -> bool {
-        if !open(self.ticket.load(Ordering::Acquire)) {
-            return false;
-        }
-        let ticket = self.ticket.fetch_add(1, Ordering::AcqRel);
-        if !open(ticket) {
-            return false;
-        }
-        let (item, items) = ((ticket & NEXT_MASK) as usize, (ticket >> NEXT_BITS) as usize);
-        // SAFETY: the claim is valid, so its run is waiting for this item and its closure is alive; the cell was
-        // written before the ticket that the claim acquired.
-        let task = unsafe { &**self.task.get() };
+    /// Runs an item if there is one left, of the thread's own first; rarely more than one.
+    fn claim(&self, thread: usize) -> bool {
+        let own = &self.unclaimed[thread];
+        let claimed = match own.take_first() {
+            Some(item) => item..item + 1,
+            None => {
+                let longest = self.unclaimed.iter().max_by_key(|unclaimed| unclaimed.len());
+                let Some(half) = longest.and_then(Unclaimed::take_half) else {
+                    // Where another thread was faster, there may be more elsewhere.
+                    return self.unclaimed.iter().any(|unclaimed| unclaimed.len() > 0);
+                };
+                // Where a run has only just begun, this thread's range may be about to be set, or set again; then nobody
+                // else can help with what is claimed here.
+                let offered = self.ranges_set.load(Ordering::Acquire) && own.offer(half.start + 1..half.end);
+                if offered { half.start..half.start + 1 } else { half }
+            }
+        };
+        claimed.for_each(|item| self.call(item as usize));
+        true
+    }
+
+    /// Runs an item that the calling thread has claimed.
+    fn call(&self, item: usize) {
+        // SAFETY: the claim is valid, so its run is waiting for this item and its closure is alive; the cell was written
+        // before the range that the claim acquired.
+        let (task, items) = unsafe { *self.task.get() };
+        // SAFETY: as above.
+        let task = unsafe { &*task };
         if catch_unwind(AssertUnwindSafe(|| task(item))).is_err() {
             self.panicked.store(true, Ordering::Relaxed);
         }
@@ -170,7 +248,6 @@ impl Shared {
         {
             caller.unpark();
         }
-        true
     }
 
     fn wait_until_done(&self, items: usize) {
@@ -192,14 +269,15 @@ impl Shared {
         self.caller_sleeps.store(false, Ordering::SeqCst);
     }
 
+    /// What worker `index` does all its life.
     fn work(&self, index: usize) {
         let sleeper = &self.sleepers[index];
         sleeper.thread.get_or_init(thread::current);
-        let has_news = || open(self.ticket.load(Ordering::SeqCst)) || self.stopping.load(Ordering::SeqCst);
         while !self.stopping.load(Ordering::Acquire) {
-            if self.claim() {
-                continue;
-            }
+            let runs = self.runs.load(Ordering::SeqCst);
+            while self.claim(index + 1) {}
+            let has_news =
+                || self.runs.load(Ordering::SeqCst) != runs || self.stopping.load(Ordering::SeqCst);
             if (0..SPIN_ROUNDS).any(|_| {
                 hint::spin_loop();
                 has_news()
@@ -256,17 +334,57 @@ mod tests {
 
     #[test]
     fn many_short_runs_and_sleeps_between() {
-        let pool = Pool::new(3);
+        // More threads than this machine has, so that some come late, when the next run has begun.
+        let pool = Pool::new(7);
+        let mut expected = 0;
         let total = AtomicUsize::new(0);
         for round in 0..20_000 {
-            pool.run(4, &|i| {
+            let items = round % 23;
+            expected += (0..items).sum::<usize>();
+            pool.run(items, &|i| {
                 total.fetch_add(i, Ordering::Relaxed);
             });
             if round % 5000 == 0 {
                 thread::sleep(Duration::from_millis(2));
             }
         }
-        assert_eq!(total.into_inner(), 20_000 * 6);
+        assert_eq!(total.into_inner(), expected);
+    }
+
+    #[test]
+    fn ranges_are_taken_from_the_front_and_by_halves_from_the_back() {
+        let unclaimed = Unclaimed::default();
+        assert_eq!((unclaimed.take_first(), unclaimed.take_half()), (None, None));
+        assert!(unclaimed.offer(3..10));
+        assert!(!unclaimed.offer(20..30), "what is on offer stays");
+        assert_eq!(unclaimed.take_first(), Some(3));
+        assert_eq!(unclaimed.take_half(), Some(7..10));
+        assert_eq!(unclaimed.take_half(), Some(5..7));
+        assert_eq!((unclaimed.len(), unclaimed.take_half()), (1, Some(4..5)));
+        assert_eq!((unclaimed.len(), unclaimed.take_half()), (0, None));
+        unclaimed.set(u32::MAX - 1..u32::MAX);
+        assert_eq!((unclaimed.take_first(), unclaimed.take_first()), (Some(u32::MAX - 1), None));
+    }
+
+    #[test]
+    fn what_a_slow_thread_does_not_get_to_is_done_by_others() {
+        let pool = Pool::new(4);
+        let slow = thread::current().id();
+        for _ in 0..20 {
+            let by_caller = AtomicUsize::new(0);
+            let calls: Vec<AtomicUsize> = (0..256).map(|_| AtomicUsize::new(0)).collect();
+            pool.run(calls.len(), &|i| {
+                if thread::current().id() == slow {
+                    by_caller.fetch_add(1, Ordering::Relaxed);
+                    thread::sleep(Duration::from_millis(5));
+                }
+                calls[i].fetch_add(1, Ordering::Relaxed);
+            });
+            assert!(calls.iter().all(|calls| calls.load(Ordering::Relaxed) == 1));
+            // A quarter of the items is in its range; it finds one or two before the others are through.
+            let by_caller = by_caller.into_inner();
+            assert!(by_caller < 32, "the slow thread was left {by_caller} of 256 items");
+        }
     }
 
     #[test]
