@@ -17,23 +17,41 @@ const RUN: usize = 64;
 /// A median of fewer passes would be an accident.
 const PASSES_MIN: usize = 3;
 
-/// Bytes per second that all threads of `pool` read together from a buffer of `buffer_bytes`, which should be far
-/// larger than the caches: the median of as many passes as fit in `time`, three at least.
-pub fn read(pool: &Pool, buffer_bytes: usize, time: Duration) -> f64 {
-    let piece = (buffer_bytes / 8 / PIECES).next_multiple_of(STREAMS * RUN).max(STREAMS * RUN);
-    // Ones, not zeros: pages of zeros that nobody has written to are all the same page.
-    let data = vec![1u64; piece * PIECES];
-    let began = Instant::now();
-    let mut seconds = Vec::new();
-    while seconds.len() < PASSES_MIN || began.elapsed() < time {
+/// Memory to read, filled already.
+pub struct Buffer {
+    data: Vec<u64>,
+    piece: usize,
+}
+
+impl Buffer {
+    /// Of `bytes`, which should be far more than the caches hold.
+    pub fn new(bytes: usize) -> Buffer {
+        let piece = (bytes / 8 / PIECES).next_multiple_of(STREAMS * RUN).max(STREAMS * RUN);
+        // Ones, not zeros: pages of zeros that nobody has written to are all the same page.
+        Buffer { data: vec![1; piece * PIECES], piece }
+    }
+
+    /// Bytes per second that all threads of `pool` read together, in one pass over everything.
+    pub fn read(&self, pool: &Pool) -> f64 {
         let start = Instant::now();
         pool.run(PIECES, &|i| {
-            black_box(fold(&data[i * piece..][..piece]));
+            black_box(fold(&self.data[i * self.piece..][..self.piece]));
         });
-        seconds.push(start.elapsed().as_secs_f64());
+        (self.data.len() * 8) as f64 / start.elapsed().as_secs_f64().max(f64::MIN_POSITIVE)
     }
-    seconds.sort_by(f64::total_cmp);
-    (data.len() * 8) as f64 / seconds[seconds.len() / 2].max(f64::MIN_POSITIVE)
+}
+
+/// Bytes per second that all threads of `pool` read together from a [`Buffer`] of `buffer_bytes`: the median of as many
+/// passes as fit in `time`, three at least.
+pub fn read(pool: &Pool, buffer_bytes: usize, time: Duration) -> f64 {
+    let buffer = Buffer::new(buffer_bytes);
+    let began = Instant::now();
+    let mut speeds = Vec::new();
+    while speeds.len() < PASSES_MIN || began.elapsed() < time {
+        speeds.push(buffer.read(pool));
+    }
+    speeds.sort_by(f64::total_cmp);
+    speeds[speeds.len() / 2]
 }
 
 /// Reads all of `data`, some of every stream in turn, in a way that compiles to wide loads.

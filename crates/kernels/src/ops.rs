@@ -4,7 +4,7 @@ use crate::Context;
 use crate::isa::{TileArgs, width_index};
 use crate::layout::{Layout, STRIP};
 use crate::matrix::Matrix;
-use crate::panel::{PANEL_WIDTHS, Activations, Kinds, panels};
+use crate::panel::{Activations, Kinds, PANEL_WIDTHS, panels};
 use crate::shared::SharedMut;
 
 /// A row-major buffer of floats whose rows have room for whole strips.

@@ -37,11 +37,37 @@ pub(super) struct Speed {
 
 /// What bounds the computation of a token.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Takes {
-    /// Weights, keys and values that are read for each token.
-    ReadBytes(f64),
-    /// Multiply-adds with weights for each token.
-    Macs(f64),
+pub(super) struct Takes {
+    pub(super) bound: Bound,
+    pub(super) per_token: f64,
+    /// What the machine did a second, probed in the same process in turns with what is measured.
+    pub(super) most_per_s: f64,
+}
+
+/// What there is only so much of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bound {
+    /// Bytes of weights, keys and values that are read.
+    Read,
+    /// Multiply-adds with weights.
+    Macs,
+}
+
+impl Bound {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Bound::Read => "the memory read",
+            Bound::Macs => "the dot products",
+        }
+    }
+
+    /// What [`engine-bench`](super::engine_bench) calls it, for a token and for a second.
+    pub(super) fn keys(self) -> (&'static str, &'static str) {
+        match self {
+            Bound::Read => ("read_bytes_per_token", "read_bytes_per_s"),
+            Bound::Macs => ("macs_per_token", "macs_per_s"),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -141,9 +167,13 @@ fn own_batch(out: &str) -> anyhow::Result<Vec<(usize, Speed)>> {
 }
 
 fn own_speed(json: &Value) -> anyhow::Result<Speed> {
-    let takes = json["macs_per_token"].as_f64().map(Takes::Macs);
-    let takes = takes.or_else(|| json["read_bytes_per_token"].as_f64().map(Takes::ReadBytes));
-    Ok(Speed { tokens_per_s: positive(json, "tokens_per_s")?, takes })
+    let takes = |bound: Bound| {
+        let (per_token, most_per_s) = bound.keys();
+        let (per_token, most_per_s) = (positive(json, per_token)?, positive(json, most_per_s)?);
+        Ok::<_, anyhow::Error>(Takes { bound, per_token, most_per_s })
+    };
+    let bound = [Bound::Read, Bound::Macs].into_iter().find(|bound| !json[bound.keys().0].is_null());
+    Ok(Speed { tokens_per_s: positive(json, "tokens_per_s")?, takes: bound.map(takes).transpose()? })
 }
 
 /// `llama-bench` prints one object per test.
@@ -209,13 +239,16 @@ mod tests {
 
     #[test]
     fn what_the_engine_takes_is_kept() {
-        let out = r#"{"prefill":{"tokens_per_s":300,"macs_per_token":1e9},"decode":null}"#;
-        let prefill = Speed { tokens_per_s: 300.0, takes: Some(Takes::Macs(1e9)) };
+        let out = r#"{"prefill":{"tokens_per_s":300,"macs_per_token":1e9,"macs_per_s":4e11},"decode":null}"#;
+        let takes = Takes { bound: Bound::Macs, per_token: 1e9, most_per_s: 4e11 };
+        let prefill = Speed { tokens_per_s: 300.0, takes: Some(takes) };
         assert_eq!(own_speeds(out).unwrap(), Speeds { prefill: Some(prefill), decode: None });
-        let out = r#"{"batch":[{"streams":4,"tokens_per_s":90.5,"read_bytes_per_token":2e8}]}"#;
-        let expected = Speed { tokens_per_s: 90.5, takes: Some(Takes::ReadBytes(2e8)) };
-        assert_eq!(own_batch(out).unwrap(), [(4, expected)]);
+        let entry = r#"{"streams":4,"tokens_per_s":90.5,"read_bytes_per_token":2e8,"read_bytes_per_s":3e10}"#;
+        let takes = Takes { bound: Bound::Read, per_token: 2e8, most_per_s: 3e10 };
+        let expected = Speed { tokens_per_s: 90.5, takes: Some(takes) };
+        assert_eq!(own_batch(&format!(r#"{{"batch":[{entry}]}}"#)).unwrap(), [(4, expected)]);
         assert!(own_speeds(r#"{"decode":{"tokens_per_s":0}}"#).is_err());
+        assert!(own_speeds(r#"{"decode":{"tokens_per_s":1,"read_bytes_per_token":2}}"#).is_err());
     }
 
     #[test]

@@ -2,6 +2,9 @@
 //!
 //! As there: random tokens, then a prefill, and decoding, one token a step for each stream, from a context of a given
 //! depth. Tokens are drawn at random and not taken from the logits, so nothing is sampled.
+//!
+//! What a shared machine can do changes by the second. So what bounds a figure is probed in turns with it: dot products
+//! before and after a prefill, plain reads of memory between every few tokens of a decode.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,11 +13,19 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 use engine::model::{Forward, Outcome, SequenceStep};
 use engine::{Isa, KvCache, KvFormat, Model, OpenOptions, Pool};
+use kernels::bandwidth::Buffer;
+use kernels::peak;
 use serde_json::{Value, json};
 use stdx::random::Random;
 
+use super::machine::{MACS_TIME, READ_BYTES};
+use super::report::Spread;
+
 /// Tokens of a prompt that go through in one step; `llama-bench` has the same (`--ubatch-size`).
 const CHUNK_TOKENS: usize = 512;
+
+/// Steps of a decode between two reads of memory.
+const STEPS_PER_READ: usize = 8;
 
 /// Measure the engine alone, for `peers`
 #[derive(clap::Args)]
@@ -88,6 +99,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 /// A model at work for some sequences of random tokens.
 struct Bench<'a> {
     model: &'a Model,
+    pool: &'a Pool,
+    memory: Buffer,
     forward: Forward<'a>,
     cache: KvCache,
     /// The pages of each sequence.
@@ -116,7 +129,9 @@ impl<'a> Bench<'a> {
         for pages in &mut pages {
             ensure!(cache.reserve(pages, positions), "the cache is too small");
         }
-        let mut bench = Bench { model, forward: Forward::new(model, pool), cache, pages, tokens };
+        let memory = Buffer::new(READ_BYTES);
+        let forward = Forward::new(model, pool);
+        let mut bench = Bench { model, pool, memory, forward, cache, pages, tokens };
         bench.prompt(0, 0, 1);
         // Where the packed file turned out to be damaged, it is being made anew.
         model.settle();
@@ -151,12 +166,16 @@ impl<'a> Bench<'a> {
         if depth == 0 {
             self.prompt(0, 0, tokens);
         }
+        let table = Isa::detect().table().expect("a detected set is supported");
+        let context = kernels::Context { table, pool: self.pool };
+        let macs_before = peak::macs_per_s(context, MACS_TIME);
         let started = Instant::now();
         self.prompt(0, depth, tokens);
         let seconds = started.elapsed().as_secs_f64();
         json!({
             "tokens_per_s": tokens as f64 / seconds,
             "macs_per_token": self.model.prompt_macs_per_token(),
+            "macs_per_s": f64::midpoint(macs_before, peak::macs_per_s(context, MACS_TIME)),
         })
     }
 
@@ -166,14 +185,20 @@ impl<'a> Bench<'a> {
             return Value::Null;
         }
         self.step(streams, depth);
-        let started = Instant::now();
-        for token in 0..tokens {
-            self.step(streams, depth + token);
+        let mut seconds = 0.0;
+        let mut reads = vec![self.memory.read(self.pool)];
+        for first in (0..tokens).step_by(STEPS_PER_READ) {
+            let started = Instant::now();
+            for token in first..tokens.min(first + STEPS_PER_READ) {
+                self.step(streams, depth + token);
+            }
+            seconds += started.elapsed().as_secs_f64();
+            reads.push(self.memory.read(self.pool));
         }
-        let seconds = started.elapsed().as_secs_f64();
         json!({
             "tokens_per_s": (streams * tokens) as f64 / seconds,
             "read_bytes_per_token": self.read_bytes_per_token(streams, depth, tokens),
+            "read_bytes_per_s": Spread::of(&reads).map(|spread| spread.median),
         })
     }
 

@@ -12,9 +12,9 @@ use super::programs::Programs;
 use super::task;
 
 /// Larger than any last-level cache, as weights are.
-const READ_BYTES: usize = 512 << 20;
+pub(super) const READ_BYTES: usize = 512 << 20;
 const READ_TIME: Duration = Duration::from_millis(300);
-const MACS_TIME: Duration = Duration::from_millis(100);
+pub(super) const MACS_TIME: Duration = Duration::from_millis(100);
 
 pub(super) struct Machine {
     processor: String,

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde_json::{Map, Value, json};
 
-use super::bench::Takes;
+use super::bench::{Bound, Takes};
 use super::contender::Contender;
 use super::figure::Figure;
 use super::machine::Probe;
@@ -12,7 +12,7 @@ use super::machine::Probe;
 /// Median, extremes and count of some samples.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Spread {
-    median: f64,
+    pub(super) median: f64,
     min: f64,
     max: f64,
     n: usize,
@@ -85,53 +85,26 @@ struct Line {
     reference: Option<Contender>,
     /// How many times better dunlin is than the reference, round by round.
     ratio: Option<Spread>,
-    /// The part that dunlin used of what bounds it, task by task.
+    /// The part that dunlin used of what bounds it, round by round.
     share: Option<(Bound, Spread)>,
 }
 
-/// What there is only so much of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Bound {
-    Read,
-    Macs,
-}
-
-impl Turn {
-    fn share(&self, sample: &Sample) -> Option<(Bound, f64)> {
-        let (bound, per_token, before, after) = match sample.takes? {
-            Takes::ReadBytes(bytes) => {
-                (Bound::Read, bytes, self.before.read_bytes_per_s, self.after.read_bytes_per_s)
-            }
-            Takes::Macs(macs) => (Bound::Macs, macs, self.before.macs_per_s, self.after.macs_per_s),
-        };
-        Some((bound, sample.value * per_token / f64::midpoint(before, after)))
+impl Sample {
+    /// The part of what bounds it that was used.
+    fn share(&self) -> Option<(Bound, f64)> {
+        let takes = self.takes?;
+        Some((takes.bound, self.value * takes.per_token / takes.most_per_s))
     }
 }
 
 impl Round {
-    fn samples(&self) -> impl Iterator<Item = (&Turn, &Sample)> {
-        self.turns.iter().flat_map(|turn| turn.samples.iter().map(move |sample| (turn, sample)))
+    fn samples(&self) -> impl Iterator<Item = &Sample> {
+        self.turns.iter().flat_map(|turn| &turn.samples)
     }
 
     fn sample(&self, figure: Figure, contender: Contender) -> Option<f64> {
         let is = |sample: &&Sample| sample.figure == figure && sample.contender == contender;
-        self.samples().map(|(_, sample)| sample).find(is).map(|sample| sample.value)
-    }
-}
-
-impl Bound {
-    fn name(self) -> &'static str {
-        match self {
-            Bound::Read => "the memory read",
-            Bound::Macs => "the dot products",
-        }
-    }
-
-    fn key(self) -> &'static str {
-        match self {
-            Bound::Read => "read_bytes_per_s",
-            Bound::Macs => "macs_per_s",
-        }
+        self.samples().find(is).map(|sample| sample.value)
     }
 }
 
@@ -143,7 +116,7 @@ impl Comparison {
     /// What was measured, in the order of the tasks.
     fn figures(&self) -> Vec<Figure> {
         let mut figures = Vec::new();
-        for (_, sample) in self.rounds.iter().flat_map(Round::samples) {
+        for sample in self.rounds.iter().flat_map(Round::samples) {
             if !figures.contains(&sample.figure) {
                 figures.push(sample.figure);
             }
@@ -175,10 +148,8 @@ impl Comparison {
 
     fn share(&self, figure: Figure) -> Option<(Bound, Spread)> {
         let samples = self.rounds.iter().flat_map(Round::samples);
-        let shares: Vec<_> = samples
-            .filter(|(_, sample)| sample.figure == figure)
-            .filter_map(|(turn, sample)| turn.share(sample))
-            .collect();
+        let shares: Vec<_> =
+            samples.filter(|sample| sample.figure == figure).filter_map(Sample::share).collect();
         let bound = shares.first()?.0;
         Some((bound, Spread::of(&shares.iter().map(|share| share.1).collect::<Vec<_>>())?))
     }
@@ -279,7 +250,7 @@ impl Comparison {
             entry.insert("times_better".to_owned(), json!(line.ratio.map(Spread::json)));
             if let Some((bound, share)) = line.share {
                 let mut value = share.json();
-                value["of"] = json!(bound.key());
+                value["of"] = json!(bound.keys().1);
                 entry.insert("dunlin_share".to_owned(), value);
             }
             figures.insert(line.figure.key(), Value::Object(entry));
@@ -320,7 +291,7 @@ mod tests {
     use super::*;
     use engine::KvFormat;
 
-    const READ: Takes = Takes::ReadBytes(1e9);
+    const READ: Takes = Takes { bound: Bound::Read, per_token: 1e9, most_per_s: 40e9 };
 
     fn round(figure: Figure, takes: Option<Takes>, values: &[f64]) -> Round {
         let contenders = figure.columns().iter().zip(values);
@@ -371,11 +342,12 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_of_what_the_machine_did_around_the_task() {
+    fn a_share_is_of_what_was_probed_in_turns_with_it() {
         let share = |takes| comparison(Figure::Decode, takes, &[&[20.0, 8.0, 10.0]]).share(Figure::Decode);
         let of = |bound, median| Some((bound, Spread { median, min: median, max: median, n: 1 }));
         assert_eq!(share(Some(READ)), of(Bound::Read, 0.5));
-        assert_eq!(share(Some(Takes::Macs(1e9))), of(Bound::Macs, 0.2));
+        let macs = Takes { bound: Bound::Macs, per_token: 1e9, most_per_s: 100e9 };
+        assert_eq!(share(Some(macs)), of(Bound::Macs, 0.2));
         assert_eq!(share(None), None);
     }
 
