@@ -102,13 +102,12 @@ fn larger(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
-/// `out = x / sqrt(mean(x^2) + epsilon) * weight` (Zhang and Sennrich, 2019).
+/// `1 / sqrt(mean(x^2) + epsilon)`, by which a root-mean-square norm scales (Zhang and Sennrich, 2019).
 ///
 /// # Safety
 /// The processor has the instruction set of `L`.
 #[inline(always)]
-pub(crate) unsafe fn rms_norm_body<L: Lanes>(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
-    assert!(x.len() == weight.len() && x.len() == out.len(), "rms_norm of unequal lengths");
+pub(crate) unsafe fn rms_scale_body<L: Lanes>(x: &[f32], epsilon: f32) -> f32 {
     let (chunks, rest) = x.as_chunks::<LANES>();
     let mut lanes = [0f32; LANES];
     for chunk in chunks {
@@ -118,7 +117,13 @@ pub(crate) unsafe fn rms_norm_body<L: Lanes>(x: &[f32], weight: &[f32], epsilon:
     }
     // SAFETY: the same contract.
     let sum = unsafe { L::sum(lanes) } + rest.iter().map(|x| x * x).sum::<f32>();
-    let scale = 1.0 / (sum / x.len() as f32 + epsilon).sqrt();
+    1.0 / (sum / x.len() as f32 + epsilon).sqrt()
+}
+
+/// `out = x * scale * weight`.
+#[inline(always)]
+pub(crate) fn scale_body(x: &[f32], scale: f32, weight: &[f32], out: &mut [f32]) {
+    assert!(x.len() == weight.len() && x.len() == out.len(), "a norm of unequal lengths");
     for ((out, &x), &w) in out.iter_mut().zip(x).zip(weight) {
         *out = x * scale * w;
     }
@@ -225,9 +230,14 @@ macro_rules! elementwise {
         }
 
         $(#[$feature])?
-        unsafe fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+        unsafe fn rms_scale(x: &[f32], epsilon: f32) -> f32 {
             // SAFETY: the caller vouches for the instruction set.
-            unsafe { crate::elementwise::rms_norm_body::<$lanes>(x, weight, epsilon, out) }
+            unsafe { crate::elementwise::rms_scale_body::<$lanes>(x, epsilon) }
+        }
+
+        $(#[$feature])?
+        unsafe fn scale(x: &[f32], scale: f32, weight: &[f32], out: &mut [f32]) {
+            crate::elementwise::scale_body(x, scale, weight, out);
         }
 
         $(#[$feature])?

@@ -220,7 +220,8 @@ pub struct Table {
     /// Contract: see `panel::quantize_row_body`.
     pub(crate) quantize_row: unsafe fn(row: &[f32], span: usize, panel: *mut u8, width: usize, lane: usize),
     /// Contract of these: the processor has the instruction set, which holding a table proves.
-    pub(crate) rms_norm: unsafe fn(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]),
+    pub(crate) rms_scale: unsafe fn(x: &[f32], epsilon: f32) -> f32,
+    pub(crate) scale: unsafe fn(x: &[f32], scale: f32, weight: &[f32], out: &mut [f32]),
     pub(crate) silu_mul: unsafe fn(gate: &mut [f32], up: &[f32]),
     pub(crate) softmax_tile: unsafe fn(scores: &mut [f32], max_before: f32) -> (f32, f32),
     pub(crate) max: unsafe fn(x: &[f32]) -> f32,

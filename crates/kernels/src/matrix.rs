@@ -155,6 +155,11 @@ impl Matrix {
         self.shape.strip_bytes()
     }
 
+    /// Whether strips are packed each time they are used.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.plain
+    }
+
     /// Calls `f` with the packed strips from `start` on: as they lie, or packed just now into memory of the thread's.
     pub(crate) fn with_strips(&self, start: usize, count: usize, f: impl FnOnce(&[u8])) {
         let strip_bytes = self.strip_bytes();

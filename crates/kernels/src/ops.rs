@@ -6,6 +6,7 @@ use crate::layout::{Layout, STRIP};
 use crate::matrix::Matrix;
 use crate::panel::{Activations, Kinds, PANEL_WIDTHS, panels};
 use crate::shared::SharedMut;
+use std::ops::Range;
 
 /// A row-major buffer of floats whose rows have room for whole strips.
 #[derive(Clone, Debug, Default)]
@@ -107,9 +108,15 @@ impl<'a> SharedRows<'a> {
 /// Operations on fewer tokens than this are not worth waking another thread for.
 const TOKENS_INLINE_MAX: usize = 4;
 
+/// No more panels than this are too few to give each to one thread.
+const PANELS_SHARED_MAX: usize = 4;
+
 /// Bytes of packed weights in one item of a multiplication: the part of a 1 MiB second-level cache that a block of
 /// weights may take while the panels of a prefill pass by.
 const ITEM_BYTES_MAX: usize = 256 * 1024;
+
+/// Panels in one item: few enough that a thread with nothing left to do does not wait long for the others.
+const ITEM_PANELS_MAX: usize = 12;
 
 /// Items per thread that make up for one thread being slower than another.
 const ITEMS_PER_THREAD: usize = 8;
@@ -120,10 +127,30 @@ pub(crate) fn for_each_token(context: Context<'_>, tokens: usize, f: &(dyn Fn(us
         return (0..tokens).for_each(f);
     }
     // Whole panels where there are enough: their tokens share cache lines.
-    let per_item = if tokens > 4 * PANEL_WIDTHS[0] { PANEL_WIDTHS[0] } else { 4 };
+    let per_item = if tokens > PANELS_SHARED_MAX * PANEL_WIDTHS[0] { PANEL_WIDTHS[0] } else { 4 };
     context.pool.run(tokens.div_ceil(per_item), &|item| {
         (item * per_item..tokens.min((item + 1) * per_item)).for_each(f);
     });
+}
+
+/// Columns of a slice: a multiple of those that share a scale.
+const SLICE_COLS: usize = 1024;
+
+/// Calls `f` for slices of all tokens' columns, on all threads if there are enough to pay.
+fn for_each_slice(
+    context: Context<'_>,
+    tokens: usize,
+    cols: usize,
+    f: &(dyn Fn(usize, Range<usize>) + Sync),
+) {
+    let slices = cols.div_ceil(SLICE_COLS);
+    let call = |token: usize, slice: usize| f(token, slice * SLICE_COLS..cols.min((slice + 1) * SLICE_COLS));
+    if (TOKENS_INLINE_MAX + 1..=PANELS_SHARED_MAX * PANEL_WIDTHS[0]).contains(&tokens) {
+        // Few panels, whose tokens share cache lines: all of them go through the same columns together.
+        context.pool.run(slices, &|slice| (0..tokens).for_each(|token| call(token, slice)));
+    } else {
+        for_each_token(context, tokens, &|token| (0..slices).for_each(|slice| call(token, slice)));
+    }
 }
 
 /// What the panels of a matrix's activations must hold.
@@ -169,19 +196,20 @@ pub fn multiply(context: Context<'_>, activations: &Activations, products: &mut 
         .map(|product| {
             check_shapes(activations, product.matrix, product.out);
             let chunk = strips_per_item(context, product.matrix, tokens);
-            let items = product.matrix.strips().div_ceil(chunk);
-            let part = (first_item, chunk, product.matrix, product.out.shared(), product.add);
+            let blocks = panel_blocks(product.matrix, tokens);
+            let items = product.matrix.strips().div_ceil(chunk) * blocks;
+            let part = (first_item, chunk, blocks, product.matrix, product.out.shared(), product.add);
             first_item += items;
             part
         })
         .collect();
     context.pool.run(first_item, &|item| {
         let part = parts.iter().rev().find(|part| part.0 <= item);
-        let &(first, chunk, matrix, out, add) = part.expect("the first part starts at item 0");
-        let start = (item - first) * chunk;
+        let &(first, chunk, blocks, matrix, out, add) = part.expect("the first part starts at item 0");
+        let start = (item - first) / blocks * chunk;
         let count = chunk.min(matrix.strips() - start);
         matrix.with_strips(start, count, |strips| {
-            for panel in panels(tokens) {
+            for panel in block_of_panels(tokens, (item - first) % blocks, blocks) {
                 tile(context, matrix, strips, start, activations, panel, &out, add);
             }
         });
@@ -208,13 +236,13 @@ pub fn multiply_swiglu(
     if tokens == 0 {
         return;
     }
-    let chunk = strips_per_item(context, gate, tokens);
+    let (chunk, blocks) = (strips_per_item(context, gate, tokens), panel_blocks(gate, tokens));
     let (gate_out, up_out) = (gate_out.shared(), up_out.shared());
-    context.pool.run(gate.strips().div_ceil(chunk), &|item| {
-        let start = item * chunk;
+    context.pool.run(gate.strips().div_ceil(chunk) * blocks, &|item| {
+        let start = item / blocks * chunk;
         let count = chunk.min(gate.strips() - start);
         let multiply = |gate_strips: &[u8], up_strips: &[u8]| {
-            for panel in panels(tokens) {
+            for panel in block_of_panels(tokens, item % blocks, blocks) {
                 tile(context, gate, gate_strips, start, activations, panel.clone(), &gate_out, false);
                 tile(context, up, up_strips, start, activations, panel.clone(), &up_out, false);
                 for t in panel {
@@ -236,6 +264,18 @@ fn check_shapes(activations: &Activations, matrix: &Matrix, out: &Rows) {
     assert_eq!((out.count(), out.cols()), (activations.tokens(), matrix.rows()), "output of {matrix:?}");
 }
 
+/// Blocks that a batch's panels are cut into, each an item of its own with some strips; those of the same strips follow each
+/// other, so that their thread finds them in its caches. One block where each item packs its strips anew.
+fn panel_blocks(matrix: &Matrix, tokens: usize) -> usize {
+    if matrix.is_plain() { 1 } else { panels(tokens).count().div_ceil(ITEM_PANELS_MAX) }
+}
+
+/// The panels of block `block` of `blocks`.
+fn block_of_panels(tokens: usize, block: usize, blocks: usize) -> impl Iterator<Item = Range<usize>> {
+    let most = if blocks == 1 { usize::MAX } else { ITEM_PANELS_MAX };
+    panels(tokens).skip(block * ITEM_PANELS_MAX).take(most)
+}
+
 /// Strips that one item multiplies: few enough for the caches and for balance, in fours since a decode takes four at
 /// once.
 fn strips_per_item(context: Context<'_>, matrix: &Matrix, tokens: usize) -> usize {
@@ -253,7 +293,7 @@ fn tile(
     strips: &[u8],
     start: usize,
     activations: &Activations,
-    panel: std::ops::Range<usize>,
+    panel: Range<usize>,
     out: &SharedRows<'_>,
     add: bool,
 ) {
@@ -297,14 +337,17 @@ pub fn rms_norm(
     kinds: Kinds,
     out: &mut Activations,
 ) {
+    assert_eq!(weight.len(), x.cols(), "weights of a norm");
     out.reset(x.count(), x.cols(), kinds);
     let writer = out.writer();
-    for_each_token(context, x.count(), &|t| {
-        let mut row = vec![0.0; x.cols()];
-        // SAFETY: each token is written once; the table proves the instruction set.
+    for_each_slice(context, x.count(), x.cols(), &|t, cols| {
+        let mut normed = [0.0; SLICE_COLS];
+        let normed = &mut normed[..cols.len()];
+        // SAFETY: each slice is written once; the table proves the instruction set.
         unsafe {
-            (context.table.rms_norm)(x.row(t), weight, epsilon, &mut row);
-            writer.write(context.table, t, &row);
+            let scale = (context.table.rms_scale)(x.row(t), epsilon);
+            (context.table.scale)(&x.row(t)[cols.clone()], scale, &weight[cols.clone()], normed);
+            writer.write(context.table, t, cols.start, normed);
         }
     });
 }
@@ -313,9 +356,9 @@ pub fn rms_norm(
 pub fn activate(context: Context<'_>, x: &Rows, kinds: Kinds, out: &mut Activations) {
     out.reset(x.count(), x.cols(), kinds);
     let writer = out.writer();
-    for_each_token(context, x.count(), &|t| {
-        // SAFETY: each token is written once.
-        unsafe { writer.write(context.table, t, x.row(t)) }
+    for_each_slice(context, x.count(), x.cols(), &|t, cols| {
+        // SAFETY: each slice is written once.
+        unsafe { writer.write(context.table, t, cols.start, &x.row(t)[cols]) }
     });
 }
 

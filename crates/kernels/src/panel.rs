@@ -113,11 +113,12 @@ impl Activations {
     /// Writes one token's row.
     pub fn write(&mut self, table: &Table, token: usize, row: &[f32]) {
         let writer = self.writer();
+        assert_eq!(row.len(), self.cols, "length of a row");
         // SAFETY: `&mut self` excludes every other writer and reader.
-        unsafe { writer.write(table, token, row) }
+        unsafe { writer.write(table, token, 0, row) }
     }
 
-    /// A handle through which several threads write different tokens at once.
+    /// A handle through which several threads write different tokens or columns at once.
     pub(crate) fn writer(&mut self) -> Writer {
         Writer {
             tokens: self.tokens,
@@ -166,18 +167,21 @@ pub(crate) struct Writer {
     bf16s: *mut f32,
 }
 
-// SAFETY: the pointers are only followed by `write`, whose contract makes threads touch different tokens.
+// SAFETY: the pointers are only followed by `write`, whose contract makes threads touch different elements.
 unsafe impl Send for Writer {}
 // SAFETY: as above.
 unsafe impl Sync for Writer {}
 
 impl Writer {
-    /// Writes one token's row into every panel that is wanted.
+    /// Writes the columns of one token from `first` on into every panel that is wanted. They begin and end where a scale of
+    /// integer panels does.
     ///
     /// # Safety
-    /// The [`Activations`] behind this handle is alive and not otherwise used, and no other thread writes `token`.
-    pub(crate) unsafe fn write(&self, table: &Table, token: usize, row: &[f32]) {
-        assert!(token < self.tokens && row.len() == self.cols, "row {token} of {}", self.tokens);
+    /// The [`Activations`] behind this handle is alive and not otherwise used, and no other thread writes these columns of
+    /// `token`.
+    pub(crate) unsafe fn write(&self, table: &Table, token: usize, first: usize, columns: &[f32]) {
+        assert!(token < self.tokens, "token {token} of {}", self.tokens);
+        assert!(first + columns.len() <= self.cols, "columns {first} and on of {}", self.cols);
         let panel = panel_of(token, self.tokens);
         let (width, lane) = (panel.len(), token - panel.start);
         for (wanted, records, span) in [
@@ -185,24 +189,29 @@ impl Writer {
             (self.kinds.superblock, self.superblocks, SUPERBLOCK),
         ] {
             if wanted {
+                assert!(
+                    (first | columns.len()).is_multiple_of(span),
+                    "columns that share a scale stay together"
+                );
                 // SAFETY: `reset` made room for `tokens * cols / 32` records and this panel's lie from its first token on.
                 unsafe {
-                    let start = records.add(panel.start * self.cols / GROUP * RECORD);
-                    (table.quantize_row)(row, span, start, width, lane);
+                    let start = records.add((panel.start * self.cols + first * width) / GROUP * RECORD);
+                    (table.quantize_row)(columns, span, start, width, lane);
                 }
             }
         }
         if self.kinds.float {
             // SAFETY: `reset` made room for `tokens * cols` floats.
             unsafe {
-                write_floats(self.floats.add(panel.start * self.cols + lane), width, row.iter().copied());
+                let start = self.floats.add(panel.start * self.cols + first * width + lane);
+                write_floats(start, width, columns.iter().copied());
             }
         }
         if self.kinds.bf16 {
-            let rounded = row.iter().map(|&x| bf16::from_f32(x).to_f32());
+            let rounded = columns.iter().map(|&x| bf16::from_f32(x).to_f32());
             // SAFETY: as above.
             unsafe {
-                write_floats(self.bf16s.add(panel.start * self.cols + lane), width, rounded);
+                write_floats(self.bf16s.add(panel.start * self.cols + first * width + lane), width, rounded);
             }
         }
     }

@@ -229,7 +229,10 @@ fn prepare_heads(
         if let Some((weight, epsilon)) = norm {
             let mut out = [0.0; HEAD_DIM_MAX];
             // SAFETY: the table proves the instruction set.
-            unsafe { (context.table.rms_norm)(head, weight, epsilon, &mut out[..dim]) };
+            unsafe {
+                let scale = (context.table.rms_scale)(head, epsilon);
+                (context.table.scale)(head, scale, weight, &mut out[..dim]);
+            }
             head.copy_from_slice(&out[..dim]);
         }
         if let Some(rotary) = rotary {
