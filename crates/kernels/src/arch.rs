@@ -63,6 +63,7 @@ macro_rules! table {
     ($isa:ident) => {
         $crate::isa::Table {
             isa: $crate::isa::Isa::$isa,
+            twins: matches!($crate::isa::Isa::$isa, $crate::isa::Isa::Avx512Vnni),
             f32: $crate::arch::per_width!(float_tile, F32),
             f16: $crate::arch::per_width!(float_tile, F16),
             bf16: $crate::arch::per_width!(float_tile, Bf16),

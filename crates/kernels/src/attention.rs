@@ -347,6 +347,7 @@ impl Task<'_> {
                 out,
                 out_stride: PAGE,
                 add: false,
+                twin: None,
             };
             // SAFETY: a block of keys is a strip of 16 positions, stored as the instruction set wants bytes; the panel
             // and the scores are made for `width` rows; the table proves the instruction set.

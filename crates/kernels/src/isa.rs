@@ -132,6 +132,7 @@ impl FromStr for Isa {
 /// The unsafe contract of every [`TileFn`]: `strips` points at `strip_count` strips of `strip_bytes` bytes of the layout
 /// the function is for, with `cols` columns; `panel` at a panel of the function's width and kind (integer or float) with
 /// `cols` columns; `out` at `width` rows, `out_stride` floats apart, of `16 * strip_count` floats that nobody else uses.
+/// `twin` is there for one token, an integer layout and sets that want it only, and its pointers are as those.
 pub(crate) struct TileArgs {
     pub(crate) strips: *const u8,
     pub(crate) strip_bytes: usize,
@@ -142,6 +143,15 @@ pub(crate) struct TileArgs {
     pub(crate) out_stride: usize,
     /// Add to `out` instead of overwriting it.
     pub(crate) add: bool,
+    /// As many strips from somewhere else, to go through in turns with the others as a second stream of memory.
+    pub(crate) twin: Option<Twin>,
+}
+
+/// See [`TileArgs::twin`].
+#[derive(Clone, Copy)]
+pub(crate) struct Twin {
+    pub(crate) strips: *const u8,
+    pub(crate) out: *mut f32,
 }
 
 pub(crate) type TileFn = unsafe fn(&TileArgs);
@@ -198,6 +208,8 @@ pub(crate) struct CacheTiles {
 /// The functions of one instruction set.
 pub struct Table {
     pub isa: Isa,
+    /// Tiles of one token read two streams of memory at once where they are given a [`Twin`].
+    pub(crate) twins: bool,
     pub(crate) f32: Tiles,
     pub(crate) f16: Tiles,
     pub(crate) bf16: Tiles,

@@ -1,7 +1,7 @@
 //! What happens between two synchronizations of a transformer's forward pass, one call each.
 
 use crate::Context;
-use crate::isa::{TileArgs, width_index};
+use crate::isa::{TileArgs, Twin, width_index};
 use crate::layout::{Layout, STRIP};
 use crate::matrix::Matrix;
 use crate::panel::{Activations, Kinds, PANEL_WIDTHS, panels};
@@ -195,25 +195,67 @@ pub fn multiply(context: Context<'_>, activations: &Activations, products: &mut 
         .iter_mut()
         .map(|product| {
             check_shapes(activations, product.matrix, product.out);
-            let chunk = strips_per_item(context, product.matrix, tokens);
-            let blocks = panel_blocks(product.matrix, tokens);
-            let items = product.matrix.strips().div_ceil(chunk) * blocks;
-            let part = (first_item, chunk, blocks, product.matrix, product.out.shared(), product.add);
-            first_item += items;
+            let matrix = product.matrix;
+            // Where they are read in twos, a strip of the first half comes with one of the second.
+            let halves =
+                if reads_twins(context, matrix, tokens) && matrix.strips().is_multiple_of(2) { 2 } else { 1 };
+            let strips = matrix.strips() / halves;
+            let chunk = strips_per_item(context, matrix, tokens) / halves;
+            let blocks = panel_blocks(matrix, tokens);
+            let part = Part {
+                first_item,
+                strips,
+                chunk,
+                blocks,
+                matrix,
+                out: product.out.shared(),
+                add: product.add,
+            };
+            first_item += strips.div_ceil(chunk) * blocks;
             part
         })
         .collect();
     context.pool.run(first_item, &|item| {
-        let part = parts.iter().rev().find(|part| part.0 <= item);
-        let &(first, chunk, blocks, matrix, out, add) = part.expect("the first part starts at item 0");
-        let start = (item - first) / blocks * chunk;
-        let count = chunk.min(matrix.strips() - start);
-        matrix.with_strips(start, count, |strips| {
-            for panel in block_of_panels(tokens, (item - first) % blocks, blocks) {
-                tile(context, matrix, strips, start, activations, panel, &out, add);
+        let part = parts.iter().rev().find(|part| part.first_item <= item);
+        part.expect("the first part starts at item 0").run(context, activations, item);
+    });
+}
+
+/// One product of a multiplication, cut into items.
+struct Part<'a> {
+    first_item: usize,
+    /// All of the matrix, or half of it where each strip comes with one of the other half.
+    strips: usize,
+    /// Strips of an item.
+    chunk: usize,
+    /// Items of the same strips.
+    blocks: usize,
+    matrix: &'a Matrix,
+    out: SharedRows<'a>,
+    add: bool,
+}
+
+impl Part<'_> {
+    fn run(&self, context: Context<'_>, activations: &Activations, item: usize) {
+        let &Part { first_item, strips, chunk, blocks, matrix, ref out, add } = self;
+        let item = item - first_item;
+        let start = item / blocks * chunk;
+        let count = chunk.min(strips - start);
+        let multiply = |bytes: &[u8], twin: Option<&[u8]>| {
+            let twin = twin.map(|bytes| Strips { bytes, start: strips + start, out });
+            let own = Strips { bytes, start, out };
+            for panel in block_of_panels(activations.tokens(), item % blocks, blocks) {
+                tile(context, matrix, own, twin, activations, panel, add);
+            }
+        };
+        matrix.with_strips(start, count, |bytes| {
+            if strips == matrix.strips() {
+                multiply(bytes, None);
+            } else {
+                matrix.with_strips(strips + start, count, |twin| multiply(bytes, Some(twin)));
             }
         });
-    });
+    }
 }
 
 /// The gated half of a feed-forward layer: `gate_out[t] = silu(gate x activations[t]) * (up x activations[t])`.
@@ -237,14 +279,21 @@ pub fn multiply_swiglu(
         return;
     }
     let (chunk, blocks) = (strips_per_item(context, gate, tokens), panel_blocks(gate, tokens));
+    let twins = reads_twins(context, gate, tokens) && up.layout() == gate.layout() && !up.is_plain();
     let (gate_out, up_out) = (gate_out.shared(), up_out.shared());
     context.pool.run(gate.strips().div_ceil(chunk) * blocks, &|item| {
         let start = item / blocks * chunk;
         let count = chunk.min(gate.strips() - start);
-        let multiply = |gate_strips: &[u8], up_strips: &[u8]| {
+        let multiply = |gate_bytes: &[u8], up_bytes: &[u8]| {
+            let gates = Strips { bytes: gate_bytes, start, out: &gate_out };
+            let ups = Strips { bytes: up_bytes, start, out: &up_out };
             for panel in block_of_panels(tokens, item % blocks, blocks) {
-                tile(context, gate, gate_strips, start, activations, panel.clone(), &gate_out, false);
-                tile(context, up, up_strips, start, activations, panel.clone(), &up_out, false);
+                if twins {
+                    tile(context, gate, gates, Some(ups), activations, panel.clone(), false);
+                } else {
+                    tile(context, gate, gates, None, activations, panel.clone(), false);
+                    tile(context, up, ups, None, activations, panel.clone(), false);
+                }
                 for t in panel {
                     // SAFETY: this item alone touches these columns, and the table proves the instruction set.
                     unsafe {
@@ -285,16 +334,27 @@ fn strips_per_item(context: Context<'_>, matrix: &Matrix, tokens: usize) -> usiz
     (cached.min(balanced) / 4 * 4).max(4).max(most)
 }
 
-/// The packed `strips` of a matrix, of which they are those from `start` on, times one panel.
-#[allow(clippy::too_many_arguments, reason = "the coordinates of a tile")]
+/// Whether a multiplication goes faster where strips come with twins.
+fn reads_twins(context: Context<'_>, matrix: &Matrix, tokens: usize) -> bool {
+    context.table.twins && tokens == 1 && !matrix.layout().is_float() && !matrix.is_plain()
+}
+
+/// Packed strips of a matrix, from strip `start` on, and the output of the whole matrix.
+#[derive(Clone, Copy)]
+struct Strips<'a> {
+    bytes: &'a [u8],
+    start: usize,
+    out: &'a SharedRows<'a>,
+}
+
+/// Strips of a matrix times one panel; twins are of the same matrix or of one of its shape and layout.
 fn tile(
     context: Context<'_>,
     matrix: &Matrix,
-    strips: &[u8],
-    start: usize,
+    strips: Strips<'_>,
+    twin: Option<Strips<'_>>,
     activations: &Activations,
     panel: Range<usize>,
-    out: &SharedRows<'_>,
     add: bool,
 ) {
     assert_eq!(
@@ -304,9 +364,9 @@ fn tile(
     );
     let strip_bytes = matrix.strip_bytes();
     let args = TileArgs {
-        strips: strips.as_ptr(),
+        strips: strips.bytes.as_ptr(),
         strip_bytes,
-        strip_count: strips.len() / strip_bytes,
+        strip_count: strips.bytes.len() / strip_bytes,
         cols: matrix.cols(),
         panel: match matrix.layout() {
             Layout::F32 | Layout::F16 => activations.float_panel(panel.start),
@@ -314,12 +374,16 @@ fn tile(
             layout if layout.has_superblocks() => activations.superblock_panel(panel.start),
             _ => activations.integer_panel(panel.start),
         },
-        out: out.pointer(panel.start, start * STRIP),
-        out_stride: out.stride,
+        out: strips.out.pointer(panel.start, strips.start * STRIP),
+        out_stride: strips.out.stride,
         add,
+        twin: twin.map(|twin| {
+            assert_eq!((twin.bytes.len(), twin.out.stride), (strips.bytes.len(), strips.out.stride), "twins");
+            Twin { strips: twin.bytes.as_ptr(), out: twin.out.pointer(panel.start, twin.start * STRIP) }
+        }),
     };
     let tile = context.table.tiles(matrix.layout())[width_index(panel.len())];
-    // SAFETY: the strips are whole ones of the matrix; the panel is one of `panels(tokens)` with the matrix's columns (both
+    // SAFETY: the strips are whole ones of the matrix, and twins as many of its layout; the panel is one of `panels(tokens)` with the matrix's columns (both
     // checked by the callers); rows of `out` have room for whole strips and this item alone writes these; the table
     // proves the instruction set.
     unsafe { tile(&args) }

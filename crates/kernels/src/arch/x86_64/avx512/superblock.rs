@@ -2,7 +2,7 @@
 //! activations only the sum of all eight. Minimums are a sum of integers of their own: `vpdpwssd` of two groups'
 //! minimums and sums of activations at once.
 
-use super::integer::{dots, prefetch, store, word};
+use super::integer::{Place, dots, place, prefetch, store, word};
 use super::strip::{Strip, halves};
 use crate::format::SUPERBLOCK;
 use crate::isa::TileArgs;
@@ -18,20 +18,36 @@ const GROUPS: usize = 8;
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 pub(super) unsafe fn superblock_tile<L: Strip, const T: usize>(args: &TileArgs) {
     for s in 0..args.strip_count {
-        // SAFETY: strips, panel records and output rows lie where the contract says.
+        // SAFETY: the same contract.
         unsafe {
-            let strip = args.strips.add(s * args.strip_bytes);
-            let mut acc = [_mm512_setzero_ps(); T];
-            for b in 0..args.cols / SUPERBLOCK {
-                let block = strip.add(b * L::BLOCKS.bytes());
-                let records = args.panel.add(b * GROUPS * RECORD * T);
+            match place(args, s) {
+                (own, Some(twin)) if T == 1 => strips::<L, T, 2>(args, [own, twin]),
+                (own, _) => strips::<L, T, 1>(args, [own]),
+            }
+        }
+    }
+}
+
+/// # Safety
+/// The contract of [`TileArgs`]; `places` are of its strips; the caller has the features.
+#[inline(always)]
+unsafe fn strips<L: Strip, const T: usize, const S: usize>(args: &TileArgs, places: [Place; S]) {
+    // SAFETY: strips, panel records and output rows lie where the contract says.
+    unsafe {
+        let mut acc = [[_mm512_setzero_ps(); T]; S];
+        for b in 0..args.cols / SUPERBLOCK {
+            let records = args.panel.add(b * GROUPS * RECORD * T);
+            for s in 0..S {
+                let block = places[s].0.add(b * L::BLOCKS.bytes());
                 let mut sums = [_mm512_setzero_ps(); T];
                 for i in 0..GROUPS {
                     group::<L, T>(block, i, records.add(i * RECORD * T), &mut sums);
                 }
-                settle::<L, T>(block, records, &sums, &mut acc);
+                settle::<L, T>(block, records, &sums, &mut acc[s]);
             }
-            store(args, s, &acc);
+        }
+        for s in 0..S {
+            store(args, places[s].1, &acc[s]);
         }
     }
 }
