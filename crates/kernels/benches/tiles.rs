@@ -32,8 +32,11 @@ const FORMATS: [Format; 12] = [
 
 fn main() {
     let wanted: Vec<_> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let isa = wanted.iter().find_map(|name| name.parse().ok()).unwrap_or_else(Isa::detect);
-    let mut formats: Vec<_> = FORMATS.into_iter().filter(|f| wanted.iter().any(|w| w == f.name())).collect();
+    let (sets, names): (Vec<_>, Vec<_>) = wanted.iter().partition(|name| name.parse::<Isa>().is_ok());
+    let isa = sets.first().map_or_else(Isa::detect, |name| name.parse().expect("an instruction set"));
+    let named = |name: &&String| FORMATS.into_iter().find(|format| format.name() == **name);
+    let mut formats: Vec<_> =
+        names.iter().map(|name| named(name).expect("an instruction set or a format of the list")).collect();
     if formats.is_empty() {
         formats.extend(FORMATS);
     }

@@ -1,6 +1,7 @@
 //! What happens between two synchronizations of a transformer's forward pass, one call each.
 
 use crate::Context;
+use crate::format::SUPERBLOCK;
 use crate::isa::{TileArgs, Twin, width_index};
 use crate::layout::{Layout, STRIP};
 use crate::matrix::Matrix;
@@ -111,6 +112,9 @@ const TOKENS_INLINE_MAX: usize = 4;
 /// No more panels than this are too few to give each to one thread.
 const PANELS_SHARED_MAX: usize = 4;
 
+/// Columns that are normed at once, a multiple of those that share a scale: they stay in the first-level cache.
+const NORM_COLS: usize = 1024;
+
 /// Bytes of packed weights in one item of a multiplication: the part of a 1 MiB second-level cache that a block of
 /// weights may take while the panels of a prefill pass by.
 const ITEM_BYTES_MAX: usize = 256 * 1024;
@@ -127,29 +131,26 @@ pub(crate) fn for_each_token(context: Context<'_>, tokens: usize, f: &(dyn Fn(us
         return (0..tokens).for_each(f);
     }
     // Whole panels where there are enough: their tokens share cache lines.
-    let per_item = if tokens > PANELS_SHARED_MAX * PANEL_WIDTHS[0] { PANEL_WIDTHS[0] } else { 4 };
+    let wide = PANEL_WIDTHS[0];
+    let per_item = if tokens > wide * context.pool.threads().max(PANELS_SHARED_MAX) { wide } else { 4 };
     context.pool.run(tokens.div_ceil(per_item), &|item| {
         (item * per_item..tokens.min((item + 1) * per_item)).for_each(f);
     });
 }
 
-/// Columns of a slice: a multiple of those that share a scale.
-const SLICE_COLS: usize = 1024;
-
-/// Calls `f` for slices of all tokens' columns, on all threads if there are enough to pay.
-fn for_each_slice(
-    context: Context<'_>,
-    tokens: usize,
-    cols: usize,
-    f: &(dyn Fn(usize, Range<usize>) + Sync),
-) {
-    let slices = cols.div_ceil(SLICE_COLS);
-    let call = |token: usize, slice: usize| f(token, slice * SLICE_COLS..cols.min((slice + 1) * SLICE_COLS));
-    if (TOKENS_INLINE_MAX + 1..=PANELS_SHARED_MAX * PANEL_WIDTHS[0]).contains(&tokens) {
-        // Few panels, whose tokens share cache lines: all of them go through the same columns together.
-        context.pool.run(slices, &|slice| (0..tokens).for_each(|token| call(token, slice)));
+/// Calls `f` for parts of the columns of every token, which together are all and begin where a scale does, on all threads if
+/// there are enough to pay.
+fn for_each_part(context: Context<'_>, tokens: usize, cols: usize, f: &(dyn Fn(usize, Range<usize>) + Sync)) {
+    let threads = context.pool.threads();
+    let width = cols.div_ceil(threads).next_multiple_of(SUPERBLOCK);
+    // Few panels, whose tokens share cache lines: all of them go through the same columns together.
+    let shared = TOKENS_INLINE_MAX + 1..=PANELS_SHARED_MAX * PANEL_WIDTHS[0];
+    if shared.contains(&tokens) && cols.div_ceil(width) == threads {
+        context.pool.run(threads, &|part| {
+            (0..tokens).for_each(|token| f(token, part * width..cols.min((part + 1) * width)));
+        });
     } else {
-        for_each_token(context, tokens, &|token| (0..slices).for_each(|slice| call(token, slice)));
+        for_each_token(context, tokens, &|token| f(token, 0..cols));
     }
 }
 
@@ -279,7 +280,8 @@ pub fn multiply_swiglu(
         return;
     }
     let (chunk, blocks) = (strips_per_item(context, gate, tokens), panel_blocks(gate, tokens));
-    let twins = reads_twins(context, gate, tokens) && up.layout() == gate.layout() && !up.is_plain();
+    let alike = |matrix: &Matrix| (matrix.layout(), matrix.bytes_kind(), matrix.is_plain());
+    let twins = reads_twins(context, gate, tokens) && alike(gate) == alike(up);
     let (gate_out, up_out) = (gate_out.shared(), up_out.shared());
     context.pool.run(gate.strips().div_ceil(chunk) * blocks, &|item| {
         let start = item / blocks * chunk;
@@ -325,8 +327,7 @@ fn block_of_panels(tokens: usize, block: usize, blocks: usize) -> impl Iterator<
     panels(tokens).skip(block * ITEM_PANELS_MAX).take(most)
 }
 
-/// Strips that one item multiplies: few enough for the caches and for balance, in fours since a decode takes four at
-/// once.
+/// Strips that one item multiplies, twins among them: few enough for the caches and for balance, in fours.
 fn strips_per_item(context: Context<'_>, matrix: &Matrix, tokens: usize) -> usize {
     let cached = if tokens > 2 { ITEM_BYTES_MAX / matrix.strip_bytes().max(1) } else { 4 };
     let balanced = matrix.strips() / (context.pool.threads() * ITEMS_PER_THREAD);
@@ -404,14 +405,17 @@ pub fn rms_norm(
     assert_eq!(weight.len(), x.cols(), "weights of a norm");
     out.reset(x.count(), x.cols(), kinds);
     let writer = out.writer();
-    for_each_slice(context, x.count(), x.cols(), &|t, cols| {
-        let mut normed = [0.0; SLICE_COLS];
-        let normed = &mut normed[..cols.len()];
-        // SAFETY: each slice is written once; the table proves the instruction set.
+    for_each_part(context, x.count(), x.cols(), &|t, cols| {
+        let mut normed = [0.0; NORM_COLS];
+        let parts = x.row(t)[cols.clone()].chunks(NORM_COLS).zip(weight[cols.clone()].chunks(NORM_COLS));
+        // SAFETY: each element is written once; the table proves the instruction set.
         unsafe {
             let scale = (context.table.rms_scale)(x.row(t), epsilon);
-            (context.table.scale)(&x.row(t)[cols.clone()], scale, &weight[cols.clone()], normed);
-            writer.write(context.table, t, cols.start, normed);
+            for (i, (x, weight)) in parts.enumerate() {
+                let normed = &mut normed[..x.len()];
+                (context.table.scale)(x, scale, weight, normed);
+                writer.write(context.table, t, cols.start + i * NORM_COLS, normed);
+            }
         }
     });
 }
@@ -420,8 +424,8 @@ pub fn rms_norm(
 pub fn activate(context: Context<'_>, x: &Rows, kinds: Kinds, out: &mut Activations) {
     out.reset(x.count(), x.cols(), kinds);
     let writer = out.writer();
-    for_each_slice(context, x.count(), x.cols(), &|t, cols| {
-        // SAFETY: each slice is written once.
+    for_each_part(context, x.count(), x.cols(), &|t, cols| {
+        // SAFETY: each element is written once.
         unsafe { writer.write(context.table, t, cols.start, &x.row(t)[cols]) }
     });
 }

@@ -227,7 +227,7 @@ unsafe fn write_floats(lane: *mut f32, width: usize, row: impl Iterator<Item = f
 }
 
 /// Quantizes a row, with one scale for each `span` columns, into lane `lane` of a panel of `width` tokens. Values that are
-/// not finite become finite nonsense, never undefined behaviour.
+/// not finite become integers like others, and `d` stays finite.
 ///
 /// # Safety
 /// `panel` points at `row.len() / 32` records of `60 * width` bytes that nobody else uses; the processor has the instruction

@@ -3,8 +3,8 @@
 //! [`Pool::run`] calls a closure for items `0..n` and returns when all calls have. Each thread has a range of neighbouring
 //! items and takes one after the other off its front, so that what neighbours read from memory stays one stream; who has
 //! none left takes the back half of the longest range. A run waits for *items*, not for threads: a worker that the
-//! operating system is not running holds up nothing but the item it has claimed, since others empty its range. An idle
-//! pool uses no processor time.
+//! operating system is not running holds up the item it has claimed and, unless it was stopped in the few instructions
+//! that take a half and offer it again, nothing else, since others empty its range. An idle pool uses no processor time.
 
 use std::cell::UnsafeCell;
 use std::ops::Range;

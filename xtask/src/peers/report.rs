@@ -12,7 +12,7 @@ use super::machine::Probe;
 /// Median, extremes and count of some samples.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Spread {
-    pub(super) median: f64,
+    median: f64,
     min: f64,
     max: f64,
     n: usize,
@@ -214,7 +214,7 @@ impl Comparison {
         out
     }
 
-    /// What the machine could do around the tasks, and which part of it dunlin used.
+    /// What the machine could do around the tasks, and which part of what it could do meanwhile dunlin used.
     fn machine_lines(&self) -> Vec<String> {
         let spread = |of: fn(&Probe) -> f64| {
             let turns = self.rounds.iter().flat_map(|round| &round.turns);

@@ -1,7 +1,8 @@
 use crate::{Random, for_each_isa};
-use kernels::Activations;
+use kernels::matrix::Shape;
 use kernels::ops::{self, Rows};
 use kernels::panel::Kinds;
+use kernels::{Activations, Context, Format, Matrix};
 
 #[test]
 fn log_sum_exp_and_max_match_double_precision() {
@@ -44,6 +45,52 @@ fn norms_have_unit_mean_square() {
         for t in 0..7 {
             let mean = normed.row(t).iter().map(|x| x * x).sum::<f32>() / 96.0;
             assert!((mean - 1.0).abs() < 1e-4, "{mean}");
+        }
+    });
+}
+
+/// What a matrix of `format` makes of activations.
+fn product(context: Context<'_>, format: Format, activations: &Activations) -> Vec<Vec<f32>> {
+    let (rows, cols) = (32, activations.cols());
+    let shape = Shape { format, rows, cols };
+    let source = crate::random_rows(format, rows, cols, 8);
+    let matrix = Matrix::packed(shape, context.table.isa, context.pool, &source);
+    let mut out = Rows::new(activations.tokens(), rows);
+    ops::multiply(context, activations, &mut [ops::Product::new(&matrix, &mut out)]);
+    (0..activations.tokens()).map(|t| out.row(t).to_vec()).collect()
+}
+
+#[test]
+fn activations_are_the_same_however_they_are_shared_out() {
+    for_each_isa("activations_are_the_same_however_they_are_shared_out", |context| {
+        let kinds = Kinds { integer: true, superblock: true, float: true, bf16: true };
+        // A token alone, panels whose columns are shared out, and panels that are; columns of several parts.
+        for (tokens, cols) in [(1, 1280), (7, 1280), (7, 512), (48, 2304), (60, 1280)] {
+            let mut random = Random(13);
+            let mut x = Rows::new(tokens, cols);
+            (0..tokens).for_each(|t| x.row_mut(t).fill_with(|| random.signed()));
+            let (mut written, mut shared, mut normed) =
+                (Activations::default(), Activations::default(), Activations::default());
+            written.reset(tokens, cols, kinds);
+            (0..tokens).for_each(|t| written.write(context.table, t, x.row(t)));
+            ops::activate(context, &x, kinds, &mut shared);
+            // A norm of one token after the other.
+            ops::rms_norm(context, &x, &vec![0.5; cols], 1e-6, kinds, &mut normed);
+            let alone: Vec<_> = (0..tokens)
+                .map(|t| {
+                    let mut one = Rows::new(1, cols);
+                    one.row_mut(0).copy_from_slice(x.row(t));
+                    let mut normed = Activations::default();
+                    ops::rms_norm(context, &one, &vec![0.5; cols], 1e-6, kinds, &mut normed);
+                    normed
+                })
+                .collect();
+            for format in [Format::Q8_0, Format::Q4_K, Format::F32, Format::BF16] {
+                let of = |activations| product(context, format, activations);
+                assert!(of(&written) == of(&shared), "{tokens} tokens of {cols} columns, {format:?}");
+                let one_by_one: Vec<_> = alone.iter().flat_map(of).collect();
+                assert!(of(&normed) == one_by_one, "norm of {tokens} tokens of {cols} columns, {format:?}");
+            }
         }
     });
 }

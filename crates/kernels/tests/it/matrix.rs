@@ -139,8 +139,9 @@ fn the_largest_products_fit_their_sums() {
 #[test]
 fn a_token_alone_and_in_a_batch_gives_the_same_bits() {
     for_each_isa("a_token_alone_and_in_a_batch_gives_the_same_bits", |context| {
-        for format in Format::ALL {
-            let (rows, cols, tokens) = (100, 512, 27);
+        // An odd number of strips, and an even one that is several items.
+        for (format, rows) in Format::ALL.into_iter().flat_map(|format| [(format, 100), (format, 350)]) {
+            let (cols, tokens) = (512, 27);
             let source = random_rows(format, rows, cols, 5);
             let matrix =
                 Matrix::packed(Shape { format, rows, cols }, context.table.isa, context.pool, &source);
@@ -229,32 +230,41 @@ fn a_matrix_of_the_wrong_length_is_refused() {
     assert!(Matrix::plain(crooked, Isa::Scalar, storage(), 0..plain).is_none(), "not whole blocks");
 }
 
+/// Gate and up of some formats, `(rows, columns, tokens)`.
+fn check_swiglu(context: Context<'_>, formats: [Format; 2], (rows, cols, tokens): (usize, usize, usize)) {
+    let pack = |format, seed| {
+        let source = random_rows(format, rows, cols, seed);
+        Matrix::packed(Shape { format, rows, cols }, context.table.isa, context.pool, &source)
+    };
+    let (gate, up) = (pack(formats[0], 1), pack(formats[1], 2));
+    let mut random = Random(3);
+    let mut activations = Activations::default();
+    activations.reset(tokens, cols, kinds_for([&gate, &up]));
+    for t in 0..tokens {
+        let row: Vec<_> = (0..cols).map(|_| random.signed()).collect();
+        activations.write(context.table, t, &row);
+    }
+    let rows = || Rows::new(tokens, rows);
+    let (mut g, mut u, mut fused, mut scratch) = (rows(), rows(), rows(), rows());
+    multiply(context, &activations, &mut [Product::new(&gate, &mut g), Product::new(&up, &mut u)]);
+    multiply_swiglu(context, &activations, &gate, &up, &mut fused, &mut scratch);
+    for t in 0..tokens {
+        for ((&g, &u), &got) in g.row(t).iter().zip(u.row(t)).zip(fused.row(t)) {
+            let want = g / (1.0 + (-g).exp()) * u;
+            assert!((want - got).abs() <= want.abs() * 1e-5 + 1e-6, "{formats:?}: {want} {got}");
+        }
+    }
+}
+
 #[test]
 fn swiglu_is_silu_times_up() {
+    use Format::{Q4_0, Q4_K, Q6_K};
     for_each_isa("swiglu_is_silu_times_up", |context| {
-        let (rows, cols, tokens) = (80, 96, 14);
-        let shape = Shape { format: Format::Q4_0, rows, cols };
-        let pack = |seed| {
-            let source = random_rows(shape.format, rows, cols, seed);
-            Matrix::packed(shape, context.table.isa, context.pool, &source)
-        };
-        let (gate, up) = (pack(1), pack(2));
-        let mut random = Random(3);
-        let mut activations = Activations::default();
-        activations.reset(tokens, cols, kinds_for([&gate, &up]));
-        for t in 0..tokens {
-            let row: Vec<_> = (0..cols).map(|_| random.signed()).collect();
-            activations.write(context.table, t, &row);
-        }
-        let rows = || Rows::new(tokens, rows);
-        let (mut g, mut u, mut fused, mut scratch) = (rows(), rows(), rows(), rows());
-        multiply(context, &activations, &mut [Product::new(&gate, &mut g), Product::new(&up, &mut u)]);
-        multiply_swiglu(context, &activations, &gate, &up, &mut fused, &mut scratch);
-        for t in 0..tokens {
-            for ((&g, &u), &got) in g.row(t).iter().zip(u.row(t)).zip(fused.row(t)) {
-                let want = g / (1.0 + (-g).exp()) * u;
-                assert!((want - got).abs() <= want.abs() * 1e-5 + 1e-6, "{want} {got}");
-            }
+        // A token alone, one panel and more panels than one item has; matrices of one layout and of two.
+        for tokens in [1, 14, 150] {
+            check_swiglu(context, [Q4_0, Q4_0], (80, 96, tokens));
+            check_swiglu(context, [Q6_K, Q6_K], (192, 256, tokens));
+            check_swiglu(context, [Q4_K, Q6_K], (96, 256, tokens));
         }
     });
 }

@@ -13,9 +13,8 @@ const PREFETCH_BYTES: usize = 4096;
 /// Groups of one strip that are read before its twin's: 2 KiB and more in one piece.
 const GROUPS_IN_TURN: usize = 8;
 
-/// Strips go one by one, so that a decode reads memory as one stream, or with their twins, as two; one or two tokens fetch
-/// nothing ahead by hand. Four neighbouring strips at once reached 60-75% of what a plain read of memory does, one strip
-/// with prefetches 80-95%, one without 95-100%.
+/// Strips go one by one, so that a decode reads memory as one stream, or with their twins, as two. One or two tokens fetch
+/// nothing ahead by hand, which costs a quarter of their speed (`docs/design/0001-packed-strips.md`).
 ///
 /// # Safety
 /// The contract of [`TileArgs`], and the processor has these features.
