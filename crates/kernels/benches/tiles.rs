@@ -2,8 +2,8 @@
 //!
 //! Prefill: one thread, 96 tokens, a matrix that stays in the caches, in GMAC/s, beside the peak of the set's dot products.
 //! Decode: one token and a matrix far larger than the caches, in GB/s of packed weights, beside the read bandwidth measured
-//! in the same run. 8 tokens: the same matrix, also in GMAC/s. Plain: how many times longer both take where the matrix is not packed. Packing: the large matrix, in
-//! GB/s of what is read and written.
+//! in the same run. 8 tokens: the same matrix, also in GMAC/s. Plain: how many times longer prefill and decode take where
+//! the matrix is not packed. Packing: the large matrix, in GB/s of what is read and written.
 #![allow(clippy::print_stdout, reason = "a benchmark prints its results")]
 
 use kernels::format::Format;

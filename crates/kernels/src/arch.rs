@@ -13,7 +13,18 @@ pub(crate) mod x86_64 {
     pub(crate) mod avx2;
     pub(crate) mod avx512;
 
+    use crate::layout::Blocks;
     use std::arch::x86_64::*;
+
+    /// Fetches group `i`'s share of the lines of a block that lies `bytes` ahead of this one.
+    #[inline(always)]
+    fn fetch_ahead(blocks: Blocks, block: *const u8, i: usize, bytes: usize) {
+        let lines = (blocks.bytes() / 64).div_ceil(blocks.groups);
+        for line in i * lines..(i + 1) * lines {
+            // SAFETY: a prefetch reads nothing that a program could see, wherever it points.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(bytes + line * 64).cast()) };
+        }
+    }
 
     /// The sums of both halves of 32 signed bytes.
     ///
@@ -63,7 +74,6 @@ macro_rules! table {
     ($isa:ident) => {
         $crate::isa::Table {
             isa: $crate::isa::Isa::$isa,
-            twins: matches!($crate::isa::Isa::$isa, $crate::isa::Isa::Avx512Vnni),
             f32: $crate::arch::per_width!(float_tile, F32),
             f16: $crate::arch::per_width!(float_tile, F16),
             bf16: $crate::arch::per_width!(float_tile, Bf16),

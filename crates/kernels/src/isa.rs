@@ -79,6 +79,11 @@ impl Isa {
         Isa::ALL.into_iter().rev().find(|isa| isa.is_supported()).expect("scalar is always supported")
     }
 
+    /// Whether tiles of one token read two streams of memory at once where they are given a [`Twin`].
+    pub(crate) fn reads_twins(self) -> bool {
+        self == Isa::Avx512Vnni
+    }
+
     /// How 8-bit weights are packed for this set.
     pub fn bytes(self) -> Bytes {
         match self {
@@ -208,8 +213,6 @@ pub(crate) struct CacheTiles {
 /// The functions of one instruction set.
 pub struct Table {
     pub isa: Isa,
-    /// Tiles of one token read two streams of memory at once where they are given a [`Twin`].
-    pub(crate) twins: bool,
     pub(crate) f32: Tiles,
     pub(crate) f16: Tiles,
     pub(crate) bf16: Tiles,

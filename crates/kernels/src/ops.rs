@@ -337,7 +337,7 @@ fn strips_per_item(context: Context<'_>, matrix: &Matrix, tokens: usize) -> usiz
 
 /// Whether a multiplication goes faster where strips come with twins.
 fn reads_twins(context: Context<'_>, matrix: &Matrix, tokens: usize) -> bool {
-    context.table.twins && tokens == 1 && !matrix.layout().is_float() && !matrix.is_plain()
+    context.table.isa.reads_twins() && tokens == 1 && !matrix.layout().is_float() && !matrix.is_plain()
 }
 
 /// Packed strips of a matrix, from strip `start` on, and the output of the whole matrix.
@@ -384,9 +384,9 @@ fn tile(
         }),
     };
     let tile = context.table.tiles(matrix.layout())[width_index(panel.len())];
-    // SAFETY: the strips are whole ones of the matrix, and twins as many of its layout; the panel is one of `panels(tokens)` with the matrix's columns (both
-    // checked by the callers); rows of `out` have room for whole strips and this item alone writes these; the table
-    // proves the instruction set.
+    // SAFETY: the strips are whole ones of the matrix, and twins as many of its layout; the panel is one of `panels(tokens)`
+    // with the matrix's columns (all checked by the callers); rows of `out` have room for whole strips and this item
+    // alone writes these; the table proves the instruction set.
     unsafe { tile(&args) }
 }
 

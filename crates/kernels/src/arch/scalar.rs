@@ -25,7 +25,6 @@ macro_rules! tiles {
 
 pub(crate) static TABLE: Table = Table {
     isa: Isa::Scalar,
-    twins: false,
     f32: tiles!(F32, float_tile),
     f16: tiles!(F16, float_tile),
     bf16: tiles!(BF16, float_tile),

@@ -6,6 +6,7 @@
 //! all. More tokens go in blocks, over weights that were unpacked once for all of them.
 
 use super::strip::{Cells, Scaled, Strip};
+use crate::arch::x86_64::fetch_ahead;
 use crate::format::GROUP;
 use crate::isa::TileArgs;
 use crate::layout::STRIP;
@@ -170,14 +171,10 @@ unsafe fn offset<L: Strip>(at: *const u8) -> __m256i {
     }
 }
 
-/// Fetches group `i`'s share of the lines of a block that lies ahead of this one.
+/// Fetches weights ahead.
 #[inline(always)]
 pub(super) fn prefetch<L: Strip>(block: *const u8, i: usize) {
-    let lines = (L::BLOCKS.bytes() / 64).div_ceil(L::BLOCKS.groups);
-    for line in i * lines..(i + 1) * lines {
-        // SAFETY: a prefetch reads nothing that a program could see, wherever it points.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(PREFETCH_BYTES + line * 64).cast()) };
-    }
+    fetch_ahead(L::BLOCKS, block, i, PREFETCH_BYTES);
 }
 
 /// Where a field of token `t` lies.

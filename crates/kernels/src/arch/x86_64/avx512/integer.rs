@@ -1,64 +1,78 @@
 //! Integer tiles: 8 `vpdpbusd` per group of 32 columns, strip and token, then one conversion and one or two `vfmadd`.
 
 use super::strip::{Scaled, Strip};
+use crate::arch::x86_64::fetch_ahead;
 use crate::format::GROUP;
 use crate::isa::TileArgs;
 use crate::layout::STRIP;
 use crate::panel::RECORD;
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 /// How far ahead of their use weights are fetched for panels of four tokens and more, in bytes.
 const PREFETCH_BYTES: usize = 4096;
 
-/// Groups of one strip that are read before its twin's: 2 KiB and more in one piece.
-const GROUPS_IN_TURN: usize = 8;
+/// Groups of one strip that are read before its twin's, 2 KiB and more in one piece: those of a super-block.
+pub(super) const GROUPS_IN_TURN: usize = 8;
 
-/// Strips go one by one, so that a decode reads memory as one stream, or with their twins, as two. One or two tokens fetch
-/// nothing ahead by hand, which costs a quarter of their speed (`docs/design/0001-packed-strips.md`).
-///
 /// # Safety
 /// The contract of [`TileArgs`], and the processor has these features.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 pub(super) unsafe fn integer_tile<L: Scaled, const T: usize>(args: &TileArgs) {
-    for s in 0..args.strip_count {
-        // SAFETY: the same contract.
-        unsafe {
-            match place(args, s) {
-                (own, Some(twin)) if T == 1 => strips::<L, T, 2>(args, [own, twin]),
-                (own, _) => strips::<L, T, 1>(args, [own]),
+    // SAFETY: the same contract; a turn has groups of the strip.
+    unsafe {
+        in_turns(args, |strip, groups, acc: &mut [__m512; T]| {
+            for g in groups {
+                group::<L, T>(strip, g, args.panel.add(g * RECORD * T), acc);
+            }
+        });
+    }
+}
+
+/// Calls `turn` for up to [`GROUPS_IN_TURN`] groups after the other of each strip, with the sums to add them to, and writes
+/// or adds what a strip comes to.
+///
+/// Strips go one by one, so that a decode reads memory as one stream, or with their twins, as two. One or two tokens fetch
+/// nothing ahead by hand: that would cost a quarter of their speed (`docs/design/0001-packed-strips.md`).
+///
+/// # Safety
+/// The contract of [`TileArgs`]; the caller has the features.
+#[inline(always)]
+pub(super) unsafe fn in_turns<const T: usize>(
+    args: &TileArgs,
+    turn: impl Fn(*const u8, Range<usize>, &mut [__m512; T]),
+) {
+    // SAFETY: the contract gives `strip_count` strips, twins where they are, and outputs for each.
+    unsafe {
+        for s in 0..args.strip_count {
+            let at =
+                |strips: *const u8, out: *mut f32| (strips.add(s * args.strip_bytes), out.add(s * STRIP));
+            let own = at(args.strips, args.out);
+            match args.twin {
+                Some(twin) if T == 1 => strips(args, [own, at(twin.strips, twin.out)], &turn),
+                _ => strips(args, [own], &turn),
             }
         }
     }
 }
 
-/// Where a strip lies and where its rows of the output begin.
-pub(super) type Place = (*const u8, *mut f32);
-
-/// The place of strip `s` and that of its twin.
+/// Strips, each with where its rows of the output begin.
 ///
 /// # Safety
-/// The contract of [`TileArgs`]; `s < strip_count`.
+/// As [`in_turns`].
 #[inline(always)]
-pub(super) unsafe fn place(args: &TileArgs, s: usize) -> (Place, Option<Place>) {
-    // SAFETY: the contract gives `strip_count` strips and as many rows of outputs.
-    let at =
-        |strips: *const u8, out: *mut f32| unsafe { (strips.add(s * args.strip_bytes), out.add(s * STRIP)) };
-    (at(args.strips, args.out), args.twin.map(|twin| at(twin.strips, twin.out)))
-}
-
-/// # Safety
-/// The contract of [`TileArgs`]; `places` are of its strips; the caller has the features.
-#[inline(always)]
-unsafe fn strips<L: Scaled, const T: usize, const S: usize>(args: &TileArgs, places: [Place; S]) {
+unsafe fn strips<const T: usize, const S: usize>(
+    args: &TileArgs,
+    places: [(*const u8, *mut f32); S],
+    turn: &impl Fn(*const u8, Range<usize>, &mut [__m512; T]),
+) {
     let groups = args.cols / GROUP;
-    // SAFETY: strips, panel records and output rows lie where the contract says.
+    // SAFETY: the same contract.
     unsafe {
         let mut acc = [[_mm512_setzero_ps(); T]; S];
         for first in (0..groups).step_by(GROUPS_IN_TURN) {
             for s in 0..S {
-                for g in first..groups.min(first + GROUPS_IN_TURN) {
-                    group::<L, T>(places[s].0, g, args.panel.add(g * RECORD * T), &mut acc[s]);
-                }
+                turn(places[s].0, first..groups.min(first + GROUPS_IN_TURN), &mut acc[s]);
             }
         }
         for s in 0..S {
@@ -73,7 +87,7 @@ unsafe fn strips<L: Scaled, const T: usize, const S: usize>(args: &TileArgs, pla
 /// The contract of [`TileArgs`]; `out` is where the strip's rows begin in the first row of outputs; the caller has the
 /// features.
 #[inline(always)]
-pub(super) unsafe fn store<const T: usize>(args: &TileArgs, out: *mut f32, acc: &[__m512; T]) {
+unsafe fn store<const T: usize>(args: &TileArgs, out: *mut f32, acc: &[__m512; T]) {
     for (t, &acc) in acc.iter().enumerate() {
         // SAFETY: the contract gives `T` rows of 16 floats that nobody else uses.
         unsafe {
@@ -184,15 +198,10 @@ pub(super) unsafe fn word<const T: usize>(record: *const u8, field: usize, t: us
     }
 }
 
-/// Fetches group `i`'s share of the lines of a block that lies ahead of this one.
+/// Fetches weights ahead where tokens are many.
 #[inline(always)]
 pub(super) fn prefetch<L: Strip, const T: usize>(block: *const u8, i: usize) {
-    if T < 4 {
-        return;
-    }
-    let lines = (L::BLOCKS.bytes() / 64).div_ceil(L::BLOCKS.groups);
-    for line in i * lines..(i + 1) * lines {
-        // SAFETY: a prefetch reads nothing that a program could see, wherever it points.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(PREFETCH_BYTES + line * 64).cast()) };
+    if T >= 4 {
+        fetch_ahead(L::BLOCKS, block, i, PREFETCH_BYTES);
     }
 }

@@ -2,53 +2,31 @@
 //! activations only the sum of all eight. Minimums are a sum of integers of their own: `vpdpwssd` of two groups'
 //! minimums and sums of activations at once.
 
-use super::integer::{Place, dots, place, prefetch, store, word};
+use super::integer::{GROUPS_IN_TURN as GROUPS, dots, in_turns, prefetch, word};
 use super::strip::{Strip, halves};
-use crate::format::SUPERBLOCK;
+use crate::format::{GROUP, SUPERBLOCK};
 use crate::isa::TileArgs;
 use crate::layout::{MINS, SCALES, STRIP};
 use crate::panel::RECORD;
 use std::arch::x86_64::*;
 
-/// Groups of a super-block.
-const GROUPS: usize = 8;
+const _: () = assert!(GROUPS * GROUP == SUPERBLOCK);
 
 /// # Safety
 /// The contract of [`TileArgs`], and the processor has these features.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 pub(super) unsafe fn superblock_tile<L: Strip, const T: usize>(args: &TileArgs) {
-    for s in 0..args.strip_count {
-        // SAFETY: the same contract.
-        unsafe {
-            match place(args, s) {
-                (own, Some(twin)) if T == 1 => strips::<L, T, 2>(args, [own, twin]),
-                (own, _) => strips::<L, T, 1>(args, [own]),
-            }
-        }
-    }
-}
-
-/// # Safety
-/// The contract of [`TileArgs`]; `places` are of its strips; the caller has the features.
-#[inline(always)]
-unsafe fn strips<L: Strip, const T: usize, const S: usize>(args: &TileArgs, places: [Place; S]) {
-    // SAFETY: strips, panel records and output rows lie where the contract says.
+    // SAFETY: the same contract; a turn is a super-block.
     unsafe {
-        let mut acc = [[_mm512_setzero_ps(); T]; S];
-        for b in 0..args.cols / SUPERBLOCK {
-            let records = args.panel.add(b * GROUPS * RECORD * T);
-            for s in 0..S {
-                let block = places[s].0.add(b * L::BLOCKS.bytes());
-                let mut sums = [_mm512_setzero_ps(); T];
-                for i in 0..GROUPS {
-                    group::<L, T>(block, i, records.add(i * RECORD * T), &mut sums);
-                }
-                settle::<L, T>(block, records, &sums, &mut acc[s]);
+        in_turns(args, |strip, groups, acc: &mut [__m512; T]| {
+            let block = strip.add(L::BLOCKS.start(groups.start));
+            let records = args.panel.add(groups.start * RECORD * T);
+            let mut sums = [_mm512_setzero_ps(); T];
+            for i in 0..GROUPS {
+                group::<L, T>(block, i, records.add(i * RECORD * T), &mut sums);
             }
-        }
-        for s in 0..S {
-            store(args, places[s].1, &acc[s]);
-        }
+            settle::<L, T>(block, records, &sums, acc);
+        });
     }
 }
 
