@@ -34,7 +34,8 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// Write a GGUF with random weights in the shape of a real model
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Dimensions: 1b as Llama-3.2-1B, 7b as Llama-2-7B, 0.1b for quick looks
+    /// Dimensions: 1b as Llama-3.2-1B, 7b as Llama-2-7B, 5b-a1b with 8 of 64 experts as Qwen3-30B-A3B has 8 of 128, 0.1b for
+    /// quick looks
     #[arg(long)]
     shape: ShapeName,
     /// Weight format, or a mix of formats as the usual quantizing tools make it
@@ -62,6 +63,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 /// Writes the whole file or none.
 fn create(args: &Args, stop: &AtomicBool) -> anyhow::Result<()> {
     let shape = args.shape.shape();
+    ensure!(
+        (shape.experts.0 > 0) == (args.arch == Arch::Qwen3moe),
+        "experts need --arch qwen3moe and a shape that has some: --shape 5b-a1b"
+    );
     ensure!(args.force || !args.output.exists(), "{} exists; --force replaces it", args.output.display());
     let partial = partial_path(&args.output)?;
 
@@ -89,7 +94,7 @@ fn partial_path(output: &Path) -> anyhow::Result<PathBuf> {
     Ok(output.with_file_name(name))
 }
 
-/// The llama of this shape and mix in `dir`, made where it is missing.
+/// The model of this shape and mix in `dir`, made where it is missing.
 pub(crate) fn kept(
     dir: &Path,
     shape: ShapeName,
@@ -98,7 +103,8 @@ pub(crate) fn kept(
 ) -> anyhow::Result<PathBuf> {
     let output = dir.join(format!("{shape}-{preset}.gguf"));
     if !output.exists() {
-        let args = Args { shape, preset, arch: Arch::Llama, seed: 0, force: false, output: output.clone() };
+        let arch = if shape.shape().experts.0 > 0 { Arch::Qwen3moe } else { Arch::Llama };
+        let args = Args { shape, preset, arch, seed: 0, force: false, output: output.clone() };
         create(&args, stop)?;
     }
     Ok(output)
@@ -164,6 +170,11 @@ impl Tensor {
         Tensor { name, shape: vec![cols, rows], ty, mean: 0.0, deviation: 1.0 / (cols as f32).sqrt() }
     }
 
+    /// Such a matrix for each expert.
+    fn experts(name: String, cols: u64, rows: u64, count: u64, ty: GgmlType) -> Tensor {
+        Tensor { shape: vec![cols, rows, count], ..Tensor::matrix(name, cols, rows, ty) }
+    }
+
     /// Norms and biases stay F32 in every mix.
     fn vector(name: String, len: u64, mean: f32, deviation: f32) -> Tensor {
         Tensor { name, shape: vec![len], ty: GgmlType::F32, mean, deviation }
@@ -174,7 +185,7 @@ fn tensors(shape: &Shape, arch: Arch, preset: Preset) -> Vec<Tensor> {
     let Shape { embedding, feed_forward, vocabulary, tied, .. } = *shape;
     let ty = |role, layer| preset.tensor_type(role, layer, shape);
     let norm = |name: String, len| Tensor::vector(name, len, 1.0, 0.1);
-    let (q_len, kv_len) = (shape.heads * shape.head_dim(), shape.heads_kv * shape.head_dim());
+    let (q_len, kv_len) = (shape.heads * shape.head_dim, shape.heads_kv * shape.head_dim);
 
     let embedding_role = if tied { Role::Output } else { Role::Embedding };
     let mut all =
@@ -188,9 +199,22 @@ fn tensors(shape: &Shape, arch: Arch, preset: Preset) -> Vec<Tensor> {
         matrix("attn_k.weight", Role::Other, embedding, kv_len);
         matrix("attn_v.weight", Role::AttentionV, embedding, kv_len);
         matrix("attn_output.weight", Role::AttentionOutput, q_len, embedding);
-        matrix("ffn_gate.weight", Role::Other, embedding, feed_forward);
-        matrix("ffn_up.weight", Role::Other, embedding, feed_forward);
-        matrix("ffn_down.weight", Role::FeedForwardDown, feed_forward, embedding);
+        match shape.experts.0 {
+            0 => {
+                matrix("ffn_gate.weight", Role::Other, embedding, feed_forward);
+                matrix("ffn_up.weight", Role::Other, embedding, feed_forward);
+                matrix("ffn_down.weight", Role::FeedForwardDown, feed_forward, embedding);
+            }
+            experts => {
+                let mut of_experts = |part, role, cols, rows| {
+                    all.push(Tensor::experts(name(part), cols, rows, experts, ty(role, layer)));
+                };
+                of_experts("ffn_gate_exps.weight", Role::Other, embedding, feed_forward);
+                of_experts("ffn_up_exps.weight", Role::Other, embedding, feed_forward);
+                of_experts("ffn_down_exps.weight", Role::FeedForwardDown, feed_forward, embedding);
+                all.push(Tensor::matrix(name("ffn_gate_inp.weight"), embedding, experts, GgmlType::F32));
+            }
+        }
         all.push(norm(name("attn_norm.weight"), embedding));
         all.push(norm(name("ffn_norm.weight"), embedding));
         match arch {
@@ -201,9 +225,9 @@ fn tensors(shape: &Shape, arch: Arch, preset: Preset) -> Vec<Tensor> {
                     all.push(Tensor::vector(name(part), len, 0.0, 0.02));
                 }
             }
-            Arch::Qwen3 => {
-                all.push(norm(name("attn_q_norm.weight"), shape.head_dim()));
-                all.push(norm(name("attn_k_norm.weight"), shape.head_dim()));
+            Arch::Qwen3 | Arch::Qwen3moe => {
+                all.push(norm(name("attn_q_norm.weight"), shape.head_dim));
+                all.push(norm(name("attn_k_norm.weight"), shape.head_dim));
             }
         }
     }
@@ -217,6 +241,7 @@ fn tensors(shape: &Shape, arch: Arch, preset: Preset) -> Vec<Tensor> {
 #[cfg(test)]
 mod tests {
     use engine::gguf::Gguf;
+    use engine::model::Outline;
 
     use super::*;
 
@@ -235,19 +260,25 @@ mod tests {
         }
     }
 
+    fn small_with_experts() -> Shape {
+        Shape { experts: (4, 2), ..small() }
+    }
+
     #[test]
     fn files_open_whatever_the_type_and_family() {
         let dir = std::env::temp_dir().join(format!("dunlin-synth-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         let stop = AtomicBool::new(false);
         for &preset in Preset::ALL {
-            for arch in [Arch::Llama, Arch::Qwen2, Arch::Qwen3] {
+            for arch in [Arch::Llama, Arch::Qwen2, Arch::Qwen3, Arch::Qwen3moe] {
                 let path = dir.join("model.gguf");
-                let bytes = write(&path, &small(), &args(path.clone(), preset, arch), &stop).unwrap();
+                let shape = if arch == Arch::Qwen3moe { small_with_experts() } else { small() };
+                let bytes = write(&path, &shape, &args(path.clone(), preset, arch), &stop).unwrap();
                 let gguf = Gguf::open(&path).unwrap();
                 assert_eq!(gguf.len_bytes(), bytes);
                 assert_eq!(gguf.strings("tokenizer.ggml.tokens").unwrap().unwrap().len(), 300);
-                assert_eq!(gguf.tensors().len(), tensors(&small(), arch, preset).len());
+                assert_eq!(gguf.tensors().len(), tensors(&shape, arch, preset).len());
+                Outline::read(&gguf).unwrap();
             }
         }
         fs::remove_dir_all(dir).unwrap();

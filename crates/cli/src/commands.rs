@@ -9,27 +9,50 @@ mod up;
 
 use crate::error::CliError;
 use clap::{Parser, Subcommand};
+use engine::model::families;
 
 /// Serve quantized language models on this machine's processor.
 ///
 /// One binary, no set-up: `dunlin up` answers from a small model that is built in; `dunlin serve MODEL.gguf` serves yours
 /// over an OpenAI-compatible API.
 #[derive(Debug, Parser)]
-#[command(name = "dunlin", version, max_term_width = 100, arg_required_else_help = true, after_help = AFTER_HELP)]
+#[command(name = "dunlin", version, max_term_width = 100, arg_required_else_help = true, after_help = after_help())]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
 }
 
-const AFTER_HELP: &str = "\
+/// Columns of a line of help.
+const HELP_COLS: usize = 100;
+
+fn after_help() -> String {
+    let mut families = String::new();
+    let mut line = String::from(" ");
+    for (name, _) in families::all() {
+        if line.len() + 1 + name.len() > HELP_COLS {
+            families += &line;
+            families.push('\n');
+            line = String::from(" ");
+        }
+        line.push(' ');
+        line += name;
+    }
+    families += &line;
+    format!(
+        "{EXAMPLES}\n\nModel families (general.architecture of a GGUF file):\n{families}\n\n{CONVENTIONS}"
+    )
+}
+
+const EXAMPLES: &str = "\
 Examples:
   dunlin up                                   a model, a server and a chat page, at once
   dunlin run \"what can you do?\"               one answer from the built-in model
   dunlin run model.gguf                       talk to a model in the terminal
   dunlin serve model.gguf --port 8000         an OpenAI-compatible server
   dunlin inspect model.gguf                   what a model is, and whether it fits this machine
-  dunlin pack model.gguf                      packs its weights ahead of the first start
+  dunlin pack model.gguf                      packs its weights ahead of the first start";
 
+const CONVENTIONS: &str = "\
 What a command answers goes to standard output, what it says about its work to standard error.
 
 Exit codes:

@@ -279,6 +279,7 @@ fn tell(news: News<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use engine::model::KvHeads;
 
     const GIB: u64 = 1 << 30;
 
@@ -294,6 +295,9 @@ mod tests {
             context_tokens: 131_072,
             vocabulary: 128_256,
             packed_bytes: GIB,
+            bytes_per_token: GIB,
+            kv_layers: vec![KvHeads { heads: 8, key_dim: 64, value_dim: 64 }; 16],
+            state_bytes: 0,
         }
     }
 

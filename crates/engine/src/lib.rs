@@ -15,7 +15,7 @@ pub mod template;
 mod text;
 pub mod tokenizer;
 
-pub use cache::KvCache;
+pub use cache::{KvCache, Sequence};
 pub use engine::{Engine, EngineConfig};
 pub use kernels::attention::KvFormat;
 pub use kernels::{Isa, Pool};

@@ -7,13 +7,15 @@
 mod config;
 pub mod families;
 mod forward;
+mod keys;
 mod outline;
 pub mod packed;
+mod rope;
 mod store;
 mod weights;
 
 pub use forward::{Batch, Forward, SequenceStep};
-pub use outline::Outline;
+pub use outline::{KvHeads, Outline};
 pub use store::{Listener, News, Outcome};
 
 use crate::gguf::{Gguf, GgufError};
@@ -22,10 +24,12 @@ use crate::template::{ChatTemplate, TemplateError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 use config::Config;
 use kernels::attention::{KvFormat, KvShape};
+use kernels::recurrent::StateShape;
 use kernels::{Format, Isa, Pool};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::Store;
+use weights::Plan;
 
 /// Why a model cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +121,7 @@ pub struct Progress {
 pub struct Model {
     gguf: Arc<Gguf>,
     config: Config,
+    size: Size,
     store: Store,
     isa: Isa,
     tokenizer: Option<Tokenizer>,
@@ -155,7 +160,8 @@ impl Model {
         let config = Config::read(&gguf)?;
         let tokenizer = read_tokenizer(&gguf)?;
         let template = tokenizer.as_ref().and_then(|t| ChatTemplate::from_gguf(&gguf, t).transpose());
-        let plan = weights::plan(&gguf, &config)?;
+        let (plan, parts) = weights::plan(&gguf, &config)?;
+        let size = Size::of(&plan);
         let needed_bytes = plan.packed_bytes();
         if let Some(available_bytes) = options.memory_bytes_max
             && needed_bytes > available_bytes
@@ -163,8 +169,8 @@ impl Model {
             return Err(ModelError::OutOfMemory { needed_bytes, available_bytes });
         }
         let gguf = Arc::new(gguf);
-        let store = Store::open(&gguf, config.clone(), plan, options, pool, progress)?;
-        Ok(Model { gguf, config, store, isa: options.isa, tokenizer, template })
+        let store = Store::open(&gguf, plan, parts, options, pool, progress);
+        Ok(Model { gguf, config, size, store, isa: options.isa, tokenizer, template })
     }
 
     pub fn gguf(&self) -> &Gguf {
@@ -243,27 +249,33 @@ impl Model {
 
     /// Bytes of weights that one generated token reads, once they are packed.
     pub fn bytes_per_token(&self) -> u64 {
-        self.store.progress().total_bytes
+        self.size.bytes_per_token
     }
 
     /// Multiply-adds with weights that one token of a prompt takes: those of all layers. The output matrix, which only the
     /// last token needs, and attention are not counted.
     pub fn prompt_macs_per_token(&self) -> u64 {
-        weights::layer_weights(&self.config)
+        self.size.layer_macs_per_token
     }
 
-    /// The shape of a key-value cache of `pages` pages for this model.
-    pub(crate) fn kv_shape(&self, format: KvFormat, pages: usize) -> KvShape {
-        KvShape { format, pages, heads: self.config.kv_heads, head_dim: self.config.head_dim }
+    /// The shape of what each layer keeps: keys and values in `pages` pages, or states of `sequences` sequences.
+    pub(crate) fn cache_shapes(
+        &self,
+        format: KvFormat,
+        pages: usize,
+        sequences: usize,
+    ) -> impl Iterator<Item = (Option<KvShape>, Option<StateShape>)> {
+        let Config { layers, width, .. } = &self.config;
+        layers.iter().map(move |layer| {
+            let kv = layer.mixer.kv_heads().map(|heads| heads.shape(format, pages));
+            (kv, layer.mixer.state(*width, sequences))
+        })
     }
 
-    pub(crate) fn layers(&self) -> usize {
-        self.config.layers
-    }
-
-    /// Bytes of key-value cache for `tokens` tokens of one sequence.
+    /// Bytes of cache for `tokens` tokens of one sequence: keys, values, and states.
     pub fn kv_bytes(&self, format: KvFormat, tokens: usize) -> u64 {
-        kv_bytes(self.config.layers, self.kv_shape(format, 1), tokens)
+        let states = self.config.state_bytes();
+        outline::kv_bytes(self.config.kv_layers(), format, tokens).saturating_add(states)
     }
 
     /// The first of `ids` that is outside of the vocabulary.
@@ -272,9 +284,17 @@ impl Model {
     }
 }
 
-fn kv_bytes(layers: usize, shape: KvShape, tokens: usize) -> u64 {
-    let pages = tokens.div_ceil(kernels::attention::PAGE) as u64;
-    pages.saturating_mul(shape.page_bytes() as u64 * layers as u64)
+/// What a model's matrices take, of memory and of each token.
+#[derive(Clone, Copy, Debug)]
+struct Size {
+    bytes_per_token: u64,
+    layer_macs_per_token: u64,
+}
+
+impl Size {
+    fn of(plan: &Plan) -> Size {
+        Size { bytes_per_token: plan.bytes_per_token(), layer_macs_per_token: plan.layer_macs_per_token() }
+    }
 }
 
 /// Where the file has a vocabulary that text can be made of. "no_vocab" and "test" are what ggml's tools write for files

@@ -5,7 +5,7 @@
 //! budget, so that a long prompt costs the others a bounded delay. Pages for all that a request may ever need are
 //! taken when it is admitted, so nothing that has started can run out of memory.
 
-use crate::cache::KvCache;
+use crate::cache::{KvCache, Sequence};
 use crate::engine::{EngineConfig, Inbox};
 use crate::model::{Forward, Model, SequenceStep};
 use crate::request::{Event, FinishReason, Finished, Request, Sink, Stats, Timing, Token, TokenId, Usage};
@@ -46,7 +46,7 @@ struct Slot {
     request: Request,
     sampler: Sampler,
     text: TextOut,
-    pages: Vec<u32>,
+    sequence: Sequence,
     /// Prompt, then what was generated.
     tokens: Vec<TokenId>,
     /// How many of `tokens` are in the cache.
@@ -72,7 +72,8 @@ impl Slot {
         self.generated() == 0
     }
 
-    fn finish(&mut self, reason: FinishReason, text: String) {
+    /// Reports the end and gives the memory back.
+    fn finish(mut self, reason: FinishReason, text: String) -> Sequence {
         let or_now = |at: Option<Instant>| at.unwrap_or_else(Instant::now);
         let started = or_now(self.started);
         let timing = Timing {
@@ -85,6 +86,7 @@ impl Slot {
         };
         let usage = Usage { prompt_tokens: self.request.prompt.len(), completion_tokens: self.generated() };
         (self.sink)(Event::Finished(Finished { reason, text, usage, timing }));
+        self.sequence
     }
 }
 
@@ -110,13 +112,14 @@ impl<'a> Scheduler<'a> {
     ) -> Self {
         let page = kernels::attention::PAGE;
         let tokens = config.context_tokens.next_multiple_of(page) * config.parallel;
-        let cache = KvCache::new(model, config.kv_format, tokens);
+        let cache = KvCache::new(model, config.kv_format, tokens, config.parallel);
         inbox.update(|stats| {
             stats.kv_tokens_capacity = cache.tokens_capacity();
             stats.kv_bytes_capacity = cache.bytes_capacity();
         });
         let ends = (0..tokenizer.vocabulary() as TokenId).filter(|&id| tokenizer.is_end(id)).collect();
-        Self { tokenizer, config, inbox, forward: Forward::new(model, pool), cache, slots: Vec::new(), ends }
+        let forward = Forward::new(model, pool, config.context_tokens);
+        Self { tokenizer, config, inbox, forward, cache, slots: Vec::new(), ends }
     }
 
     /// Runs until the engine is shut down; what is then unfinished is cancelled.
@@ -154,9 +157,9 @@ impl<'a> Scheduler<'a> {
         if completion_max == 0 {
             return pending.finish(FinishReason::Length);
         }
-        let mut pages = Vec::new();
+        let mut sequence = self.cache.open().expect("the cache is for as many sequences as there are slots");
         // The last token is never computed, only chosen.
-        let reserved = self.cache.reserve(&mut pages, prompt + completion_max - 1);
+        let reserved = self.cache.reserve(&mut sequence, prompt + completion_max - 1);
         assert!(reserved, "the cache holds a whole context for each slot");
         let Pending { request, sink, cancelled, submitted, seed } = pending;
         self.slots.push(Slot {
@@ -164,7 +167,7 @@ impl<'a> Scheduler<'a> {
             cancelled,
             sampler: Sampler::new(request.sampling.clone(), seed, &request.prompt),
             text: TextOut::new(&request.stop),
-            pages,
+            sequence,
             tokens: request.prompt.clone(),
             computed: 0,
             completion_max,
@@ -187,10 +190,9 @@ impl<'a> Scheduler<'a> {
 
     /// Ends slot `i` and frees its pages; whoever hears of it finds it gone from the statistics.
     fn retire(&mut self, i: usize, reason: FinishReason, text: String) {
-        let mut slot = self.slots.remove(i);
-        self.cache.release(&mut slot.pages);
+        let slot = self.slots.remove(i);
         self.report();
-        slot.finish(reason, text);
+        self.cache.close(slot.finish(reason, text));
     }
 
     /// How many tokens each slot computes in this step.
@@ -234,7 +236,7 @@ impl<'a> Scheduler<'a> {
             batch.push(SequenceStep {
                 tokens: &slot.tokens[slot.computed..][..share],
                 position: slot.computed,
-                pages: &slot.pages,
+                sequence: &slot.sequence,
                 outputs: usize::from(wants_logits),
             });
         }

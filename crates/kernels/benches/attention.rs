@@ -4,7 +4,9 @@
 //! depth, in GB/s of keys and values read, beside the read bandwidth measured in the same run.
 #![allow(clippy::print_stdout, reason = "a benchmark prints its results")]
 
-use kernels::attention::{Chunk, KvFormat, KvLayer, KvShape, PAGE, attend, rotate_and_store};
+use kernels::attention::{
+    Chunk, KvFormat, KvLayer, KvShape, PAGE, Preparation, Scoring, attend, rotate_and_store,
+};
 use kernels::ops::Rows;
 use kernels::{Context, Isa, Pool, bandwidth};
 use std::time::{Duration, Instant};
@@ -32,7 +34,7 @@ fn main() {
             let decode = seconds_of(context, &mut layers, 1);
             let multiply_adds = (DEPTH + 48) * 96 * HEADS * GROUP * DIM * 2;
             let bytes = LAYERS * DEPTH / PAGE
-                * KvShape { format, pages: 1, heads: HEADS, head_dim: DIM }.page_bytes();
+                * KvShape { format, pages: 1, heads: HEADS, key_dim: DIM, value_dim: DIM }.page_bytes();
             println!(
                 "  {:5} prefill {:6.1} GFMA/s   decode {:5.1} GB/s",
                 format.name(),
@@ -59,13 +61,13 @@ fn rows(count: usize, cols: usize) -> Rows {
 
 fn filled(context: Context<'_>, format: KvFormat) -> Vec<KvLayer> {
     let pages = pages();
-    let shape = KvShape { format, pages: pages.len(), heads: HEADS, head_dim: DIM };
+    let shape = KvShape { format, pages: pages.len(), heads: HEADS, key_dim: DIM, value_dim: DIM };
     let (k, v, q) = (rows(DEPTH, HEADS * DIM), rows(DEPTH, HEADS * DIM), rows(DEPTH, HEADS * DIM));
     let fill = |_| {
         let mut layer = KvLayer::new(shape);
         let (mut q, mut k) = (q.clone(), k.clone());
         let chunk = [Chunk { row: 0, tokens: DEPTH, position: 0, pages: &pages }];
-        rotate_and_store(context, &mut q, &mut k, &v, None, None, &mut layer, &chunk);
+        rotate_and_store(context, &mut q, &mut k, &v, Preparation::default(), &mut layer, &chunk);
         layer
     };
     (0..LAYERS).map(fill).collect()
@@ -82,7 +84,7 @@ fn seconds_of(context: Context<'_>, layers: &mut [KvLayer], tokens: usize) -> f6
     while began.elapsed() < Duration::from_millis(500) {
         let start = Instant::now();
         for layer in layers.iter() {
-            attend(context, layer, &q, 0.125, &chunk, &mut out);
+            attend(context, layer, &q, Scoring::causal(0.125), &chunk, &mut out);
         }
         best = best.min(start.elapsed().as_secs_f64());
     }

@@ -15,7 +15,7 @@ mod cache;
 mod store;
 
 pub use cache::{KvFormat, KvLayer, KvShape};
-pub use store::{HeadNorms, Pairing, Rotary, rotate_and_store};
+pub use store::{HeadNorms, Pairing, Preparation, Rotary, rotate_and_store};
 
 use crate::Context;
 use crate::elementwise;
@@ -27,6 +27,7 @@ use crate::panel::{PANEL_WIDTHS, RECORD};
 use crate::shared::SharedMut;
 use half::f16;
 use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Positions in a page of the cache.
@@ -35,8 +36,8 @@ pub const PAGE: usize = 128;
 /// Positions that are summed with one running maximum.
 pub const SPAN: usize = 512;
 
-/// The longest head; what the scratch space of a thread is made for.
-pub const HEAD_DIM_MAX: usize = 512;
+/// The longest head (that of a latent key of DeepSeek's models).
+pub const HEAD_DIM_MAX: usize = 576;
 
 /// Query rows that go through together.
 const ROWS_MAX: usize = PANEL_WIDTHS[0];
@@ -53,7 +54,51 @@ pub struct Chunk<'a> {
     pub pages: &'a [u32],
 }
 
-/// Causal attention of every row of `q` over its sequence's cache, written to `out`. `scale` multiplies the scores.
+/// Which positions a token attends to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mask {
+    /// Its own and all before it.
+    Causal,
+    /// Its own and the ones before it, so many in all.
+    Window(usize),
+    /// All of its chunk's sequence.
+    Everything,
+    /// Of these the ones that are no further away than half of so many.
+    Around(usize),
+}
+
+impl Mask {
+    /// The positions that the token at `position` sees, of a sequence of `len`.
+    fn visible(self, position: usize, len: usize) -> Range<usize> {
+        match self {
+            Mask::Causal => 0..position + 1,
+            Mask::Window(window) => (position + 1).saturating_sub(window)..position + 1,
+            Mask::Everything => 0..len,
+            Mask::Around(width) => position.saturating_sub(width / 2)..len.min(position + width / 2 + 1),
+        }
+    }
+}
+
+/// How scores are made and what they are for.
+#[derive(Clone, Copy, Debug)]
+pub struct Scoring<'a> {
+    /// Multiplies the products of queries and keys.
+    pub scale: f32,
+    /// Scores become `cap * tanh(score / cap)`.
+    pub soft_cap: Option<f32>,
+    pub mask: Mask,
+    /// A score for each query head that takes its share of the softmax and has no value ("attention sinks", Xiao et al., 2023).
+    pub sinks: Option<&'a [f32]>,
+}
+
+impl Scoring<'_> {
+    /// Causal attention and nothing else.
+    pub fn causal(scale: f32) -> Self {
+        Scoring { scale, soft_cap: None, mask: Mask::Causal, sinks: None }
+    }
+}
+
+/// Attention of every row of `q` over its sequence's cache, written to `out`.
 ///
 /// # Panics
 /// If rows, heads or pages do not fit together.
@@ -61,15 +106,18 @@ pub fn attend(
     context: Context<'_>,
     layer: &KvLayer,
     q: &Rows,
-    scale: f32,
+    scoring: Scoring<'_>,
     chunks: &[Chunk<'_>],
     out: &mut Rows,
 ) {
     let shape = layer.shape;
-    let width = shape.heads * shape.head_dim;
+    let width = shape.heads * shape.key_dim;
     assert!(q.cols().is_multiple_of(width), "whole groups of query heads");
-    assert_eq!((q.count(), q.cols()), (out.count(), out.cols()), "queries and output");
     let group = q.cols() / width;
+    let heads = shape.heads * group;
+    assert_eq!((q.count(), heads * shape.value_dim), (out.count(), out.cols()), "queries and output");
+    assert!(scoring.sinks.is_none_or(|sinks| sinks.len() == heads), "a sink for each head");
+    let mask = scoring.mask;
     let mut blocks = Vec::new();
     for chunk in chunks {
         assert!(chunk.pages.len() * PAGE >= chunk.position + chunk.tokens, "pages for every position");
@@ -79,14 +127,14 @@ pub fn attend(
         // positions to attend to and come first.
         for head in 0..shape.heads {
             for first in (0..rows).step_by(ROWS_MAX).rev() {
-                blocks.push(Block { chunk, group, head, first, count: ROWS_MAX.min(rows - first) });
+                blocks.push(Block { chunk, mask, group, head, first, count: ROWS_MAX.min(rows - first) });
             }
         }
     }
     let out = out.shared();
-    let whole = Task { context, layer, q, scale, out: &out };
+    let whole = Task { context, layer, q, scoring, out: &out };
     if blocks.len() >= BLOCKS_PER_THREAD * context.pool.threads()
-        || blocks.iter().all(|block| block.spans() == 1)
+        || blocks.iter().all(|block| block.spans().len() == 1)
     {
         context
             .pool
@@ -107,6 +155,7 @@ thread_local! {
 /// of the group.
 struct Block<'a> {
     chunk: &'a Chunk<'a>,
+    mask: Mask,
     group: usize,
     head: usize,
     first: usize,
@@ -120,13 +169,20 @@ impl Block<'_> {
         (self.chunk.row + row / self.group, self.head * self.group + row % self.group)
     }
 
-    /// Positions that row `r` may see.
-    fn seen(&self, r: usize) -> usize {
-        self.chunk.position + (self.first + r) / self.group + 1
+    /// Positions that row `r` sees.
+    fn visible(&self, r: usize) -> Range<usize> {
+        let position = self.chunk.position + (self.first + r) / self.group;
+        self.mask.visible(position, self.chunk.position + self.chunk.tokens)
     }
 
-    fn spans(&self) -> usize {
-        self.seen(self.count - 1).div_ceil(SPAN)
+    /// From the first position that a row sees to the last.
+    fn seen(&self) -> Range<usize> {
+        self.visible(0).start..self.visible(self.count - 1).end
+    }
+
+    fn spans(&self) -> Range<usize> {
+        let seen = self.seen();
+        seen.start / SPAN..seen.end.div_ceil(SPAN)
     }
 }
 
@@ -207,7 +263,7 @@ struct Task<'a> {
     context: Context<'a>,
     layer: &'a KvLayer,
     q: &'a Rows,
-    scale: f32,
+    scoring: Scoring<'a>,
     out: &'a SharedRows<'a>,
 }
 
@@ -216,7 +272,7 @@ impl Task<'_> {
     fn block(&self, block: &Block<'_>, scratch: &mut Scratch) {
         self.load_queries(block, scratch);
         scratch.merged.reset(scratch.width * self.layer.shape.value_dims());
-        for span in 0..block.spans() {
+        for span in block.spans() {
             self.span(block, span, scratch);
             scratch.merged.merge(&scratch.span, scratch.width);
         }
@@ -226,16 +282,16 @@ impl Task<'_> {
     /// Every span of every block for itself; who finishes a block's last one merges them, in order.
     fn by_spans(&self, blocks: &[Block<'_>]) {
         let spans: Vec<(usize, usize)> =
-            (0..blocks.len()).flat_map(|b| (0..blocks[b].spans()).map(move |s| (b, s))).collect();
+            (0..blocks.len()).flat_map(|b| blocks[b].spans().map(move |s| (b, s))).collect();
         let first_of: Vec<usize> = blocks
             .iter()
             .scan(0, |next, block| {
                 let first = *next;
-                *next += block.spans();
+                *next += block.spans().len();
                 Some(first)
             })
             .collect();
-        let left: Vec<_> = blocks.iter().map(|block| AtomicUsize::new(block.spans())).collect();
+        let left: Vec<_> = blocks.iter().map(|block| AtomicUsize::new(block.spans().len())).collect();
         let mut partials = vec![Partial::default(); spans.len()];
         let partials = SharedMut::new(&mut partials);
         self.context.pool.run(spans.len(), &|i| {
@@ -249,7 +305,7 @@ impl Task<'_> {
                 own[0].clone_from(&scratch.span);
                 if left[b].fetch_sub(1, Ordering::AcqRel) == 1 {
                     // SAFETY: as above.
-                    let spans = unsafe { partials.slice(first_of[b], block.spans()) };
+                    let spans = unsafe { partials.slice(first_of[b], block.spans().len()) };
                     scratch.merged.reset(scratch.width * self.layer.shape.value_dims());
                     for span in spans {
                         scratch.merged.merge(span, scratch.width);
@@ -262,7 +318,7 @@ impl Task<'_> {
 
     fn load_queries(&self, block: &Block<'_>, scratch: &mut Scratch) {
         let shape = self.layer.shape;
-        let dim = shape.head_dim;
+        let (dim, scale) = (shape.key_dim, self.scoring.scale);
         let wide_enough = PANEL_WIDTHS.iter().rev().find(|&&w| w >= block.count);
         let width = *wide_enough.expect("a block has at most the widest panel's rows");
         scratch.width = width;
@@ -273,13 +329,13 @@ impl Task<'_> {
         };
         let Queries { floats, integers, row } = &mut scratch.queries;
         if shape.format == KvFormat::Q8_0 {
-            let dims = shape.value_dims();
+            let dims = shape.key_dims();
             integers.clear();
             integers.resize(dims / GROUP * RECORD * width, 0);
             row.clear();
             row.resize(dims, 0.0);
             for r in 0..block.count {
-                row.iter_mut().zip(query(r)).for_each(|(x, q)| *x = q * self.scale);
+                row.iter_mut().zip(query(r)).for_each(|(x, q)| *x = q * scale);
                 // SAFETY: the panel was just made for `width` rows of `dims`; the table proves the instruction set.
                 unsafe { (self.context.table.quantize_row)(row, GROUP, integers.as_mut_ptr(), width, r) };
             }
@@ -289,7 +345,7 @@ impl Task<'_> {
         floats.resize(dim * width, 0.0);
         for r in 0..block.count {
             for (c, &q) in query(r).iter().enumerate() {
-                floats[c * width + r] = q * self.scale;
+                floats[c * width + r] = q * scale;
             }
         }
     }
@@ -299,20 +355,28 @@ impl Task<'_> {
         let (shape, width) = (self.layer.shape, scratch.width);
         let dims = shape.value_dims();
         scratch.span.reset(width * dims);
-        let positions = block.seen(block.count - 1);
-        let pages = span * (SPAN / PAGE)..((span + 1) * (SPAN / PAGE)).min(positions.div_ceil(PAGE));
+        let positions = block.seen();
+        let pages = (span * (SPAN / PAGE)).max(positions.start / PAGE)
+            ..((span + 1) * (SPAN / PAGE)).min(positions.end.div_ceil(PAGE));
         for p in pages {
             let page = block.chunk.pages[p] as usize;
             let start = p * PAGE;
-            let seen = PAGE.min(positions - start);
+            let seen = PAGE.min(positions.end - start);
             let keys = |page: usize| &self.layer.keys.as_slice()[self.layer.keys_of(page, block.head)];
             let values = &self.layer.values.as_slice()[self.layer.values_of(page, block.head)];
             self.score(keys(page), seen, scratch, values);
             for r in 0..width {
                 let scores = &mut scratch.scores[r * PAGE..][..seen.next_multiple_of(STRIP)];
                 // Rows that only fill up the panel see what the last one sees.
-                let visible = block.seen(r.min(block.count - 1)).saturating_sub(start).min(scores.len());
-                scores[visible..].fill(f32::NEG_INFINITY);
+                let visible = block.visible(r.min(block.count - 1));
+                let within = |position: usize| position.saturating_sub(start).min(scores.len());
+                let (first, end) = (within(visible.start), within(visible.end));
+                if let Some(cap) = self.scoring.soft_cap {
+                    // SAFETY: the table proves the instruction set.
+                    unsafe { (self.context.table.soft_cap)(&mut scores[first..end], cap) };
+                }
+                scores[..first].fill(f32::NEG_INFINITY);
+                scores[end..].fill(f32::NEG_INFINITY);
                 let state = &mut scratch.span.states[r];
                 // SAFETY: the table proves the instruction set.
                 let (max, sum) = unsafe { (self.context.table.softmax_tile)(scores, state.max) };
@@ -335,14 +399,14 @@ impl Task<'_> {
             let (q, k, next) = (queries.floats.as_ptr(), keys.as_ptr(), next.as_ptr());
             // SAFETY: `floats` is dim x width, `keys` holds `blocks` blocks of dim x 16, and each of `width` rows of PAGE
             // scores has room for them; the table proves the instruction set.
-            unsafe { tiles[index](&ScoreArgs { q, k, dim: shape.head_dim, blocks, out, next }) }
+            unsafe { tiles[index](&ScoreArgs { q, k, dim: shape.key_dim, blocks, out, next }) }
         };
         let integer = |tiles: &[TileFn]| {
             let args = TileArgs {
                 strips: keys.as_ptr(),
                 strip_bytes: shape.key_block_bytes(),
                 strip_count: blocks,
-                cols: shape.value_dims(),
+                cols: shape.key_dims(),
                 panel: queries.integers.as_ptr(),
                 out,
                 out_stride: PAGE,
@@ -395,14 +459,22 @@ impl Task<'_> {
 
     /// Divides by the sums of weights.
     fn finish(&self, block: &Block<'_>, merged: &Partial) {
-        let (dim, dims) = (self.layer.shape.head_dim, self.layer.shape.value_dims());
+        let (dim, dims) = (self.layer.shape.value_dim, self.layer.shape.value_dims());
         for r in 0..block.count {
             let (token, head) = block.place(r);
             // SAFETY: a block writes the heads of its own rows.
             let out = unsafe { self.out.part(token, head * dim, dim) };
-            let inverse = 1.0 / merged.states[r].sum;
+            let state = merged.states[r];
+            let factor = match self.scoring.sinks {
+                None => 1.0 / state.sum,
+                Some(sinks) => {
+                    let max = state.max.max(sinks[head]);
+                    let (own, sink) = (rescale(state.max, max), rescale(sinks[head], max));
+                    own / (state.sum * own + sink)
+                }
+            };
             for (out, sum) in out.iter_mut().zip(&merged.sums[r * dims..]) {
-                *out = sum * inverse;
+                *out = sum * factor;
             }
         }
     }

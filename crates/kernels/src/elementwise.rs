@@ -108,15 +108,8 @@ fn larger(a: f32, b: f32) -> f32 {
 /// The processor has the instruction set of `L`.
 #[inline(always)]
 pub(crate) unsafe fn rms_scale_body<L: Lanes>(x: &[f32], epsilon: f32) -> f32 {
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    let mut lanes = [0f32; LANES];
-    for chunk in chunks {
-        for i in 0..LANES {
-            lanes[i] += chunk[i] * chunk[i];
-        }
-    }
     // SAFETY: the same contract.
-    let sum = unsafe { L::sum(lanes) } + rest.iter().map(|x| x * x).sum::<f32>();
+    let sum = unsafe { sum_of::<L>(x, |x| x * x) };
     1.0 / (sum / x.len() as f32 + epsilon).sqrt()
 }
 
@@ -126,6 +119,47 @@ pub(crate) fn scale_body(x: &[f32], scale: f32, weight: &[f32], out: &mut [f32])
     assert!(x.len() == weight.len() && x.len() == out.len(), "a norm of unequal lengths");
     for ((out, &x), &w) in out.iter_mut().zip(x).zip(weight) {
         *out = x * scale * w;
+    }
+}
+
+/// The sum of `f` of every element.
+///
+/// # Safety
+/// The processor has the instruction set of `L`.
+#[inline(always)]
+unsafe fn sum_of<L: Lanes>(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    let mut lanes = [0f32; LANES];
+    for chunk in chunks {
+        for i in 0..LANES {
+            lanes[i] += f(chunk[i]);
+        }
+    }
+    // SAFETY: the same contract.
+    let sum = unsafe { L::sum(lanes) };
+    sum + rest.iter().map(|&x| f(x)).sum::<f32>()
+}
+
+/// The mean of a row and `1 / sqrt(variance + epsilon)`, by which a layer norm scales (Ba, Kiros and Hinton, 2016).
+///
+/// # Safety
+/// The processor has the instruction set of `L`.
+#[inline(always)]
+pub(crate) unsafe fn mean_scale_body<L: Lanes>(x: &[f32], epsilon: f32) -> (f32, f32) {
+    // SAFETY: the same contract.
+    unsafe {
+        let mean = sum_of::<L>(x, |x| x) / x.len() as f32;
+        let variance = sum_of::<L>(x, |x| (x - mean) * (x - mean)) / x.len() as f32;
+        (mean, 1.0 / (variance + epsilon).sqrt())
+    }
+}
+
+/// `out = (x - mean) * scale * weight`.
+#[inline(always)]
+pub(crate) fn center_scale_body(x: &[f32], mean: f32, scale: f32, weight: &[f32], out: &mut [f32]) {
+    assert!(x.len() == weight.len() && x.len() == out.len(), "a norm of unequal lengths");
+    for ((out, &x), &w) in out.iter_mut().zip(x).zip(weight) {
+        *out = (x - mean) * scale * w;
     }
 }
 
@@ -149,12 +183,85 @@ pub(crate) fn exp<L: Lanes>(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { p * power }
 }
 
+/// `1 / (1 + e^-x)`.
+#[inline(always)]
+fn sigmoid<L: Lanes>(x: f32) -> f32 {
+    1.0 / (1.0 + exp::<L>(-x))
+}
+
 /// `gate = silu(gate) * up`, the gated half of SwiGLU (Shazeer, 2020).
 #[inline(always)]
 pub(crate) fn silu_mul_body<L: Lanes>(gate: &mut [f32], up: &[f32]) {
     assert_eq!(gate.len(), up.len(), "silu_mul of unequal lengths");
     for (g, &u) in gate.iter_mut().zip(up) {
         *g = *g / (1.0 + exp::<L>(-*g)) * u;
+    }
+}
+
+/// `gate = gelu(gate) * up`, with GELU in its tanh form (Hendrycks and Gimpel, 2016): `(1 + tanh(y)) / 2` is `sigmoid(2 y)`.
+#[inline(always)]
+pub(crate) fn gelu_mul_body<L: Lanes>(gate: &mut [f32], up: &[f32]) {
+    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769;
+    assert_eq!(gate.len(), up.len(), "gelu_mul of unequal lengths");
+    for (g, &u) in gate.iter_mut().zip(up) {
+        let x = *g;
+        *g = x * sigmoid::<L>(TWICE_SQRT_2_OVER_PI * x * (1.0 + 0.044715 * x * x)) * u;
+    }
+}
+
+/// The gated half of SwiGLU as gpt-oss computes it.
+#[inline(always)]
+pub(crate) fn clamped_swiglu_body<L: Lanes>(gate: &mut [f32], up: &[f32]) {
+    const LIMIT: f32 = 7.0;
+    const SLOPE: f32 = 1.702;
+    assert_eq!(gate.len(), up.len(), "clamped_swiglu of unequal lengths");
+    for (g, &u) in gate.iter_mut().zip(up) {
+        let x = g.min(LIMIT);
+        *g = x * sigmoid::<L>(SLOPE * x) * (u.clamp(-LIMIT, LIMIT) + 1.0);
+    }
+}
+
+/// `x += factor * y`.
+#[inline(always)]
+pub(crate) fn add_scaled_body(x: &mut [f32], y: &[f32], factor: f32) {
+    assert_eq!(x.len(), y.len(), "a sum of unequal lengths");
+    for (x, &y) in x.iter_mut().zip(y) {
+        *x += factor * y;
+    }
+}
+
+/// `sum += x * y`.
+#[inline(always)]
+pub(crate) fn add_product_body<L: Lanes>(sum: &mut [f32], x: &[f32], y: &[f32]) {
+    assert!(sum.len() == x.len() && x.len() == y.len(), "a sum of unequal lengths");
+    for ((sum, &x), &y) in sum.iter_mut().zip(x).zip(y) {
+        *sum = multiply_add::<L>(x, y, *sum);
+    }
+}
+
+/// `x * sigmoid(x)`.
+#[inline(always)]
+pub(crate) fn silu_body<L: Lanes>(x: &mut [f32]) {
+    for x in x {
+        *x = *x / (1.0 + exp::<L>(-*x));
+    }
+}
+
+/// `x *= sigmoid(gate)`.
+#[inline(always)]
+pub(crate) fn sigmoid_mul_body<L: Lanes>(x: &mut [f32], gate: &[f32]) {
+    assert_eq!(x.len(), gate.len(), "sigmoid_mul of unequal lengths");
+    for (x, &g) in x.iter_mut().zip(gate) {
+        *x *= sigmoid::<L>(g);
+    }
+}
+
+/// `cap * tanh(x / cap)`, which keeps logits within `cap` (Gemma 2): `tanh(y)` is `1 - 2 / (e^(2 y) + 1)`.
+#[inline(always)]
+pub(crate) fn soft_cap_body<L: Lanes>(x: &mut [f32], cap: f32) {
+    let twice_inverse = 2.0 / cap;
+    for x in x {
+        *x = cap - 2.0 * cap / (exp::<L>(*x * twice_inverse) + 1.0);
     }
 }
 
@@ -241,8 +348,62 @@ macro_rules! elementwise {
         }
 
         $(#[$feature])?
+        unsafe fn mean_scale(x: &[f32], epsilon: f32) -> (f32, f32) {
+            // SAFETY: the caller vouches for the instruction set.
+            unsafe { crate::elementwise::mean_scale_body::<$lanes>(x, epsilon) }
+        }
+
+        $(#[$feature])?
+        unsafe fn center_scale(x: &[f32], mean: f32, scale: f32, weight: &[f32], out: &mut [f32]) {
+            crate::elementwise::center_scale_body(x, mean, scale, weight, out);
+        }
+
+        $(#[$feature])?
         unsafe fn silu_mul(gate: &mut [f32], up: &[f32]) {
             crate::elementwise::silu_mul_body::<$lanes>(gate, up);
+        }
+
+        $(#[$feature])?
+        unsafe fn gelu_mul(gate: &mut [f32], up: &[f32]) {
+            crate::elementwise::gelu_mul_body::<$lanes>(gate, up);
+        }
+
+        $(#[$feature])?
+        unsafe fn clamped_swiglu(gate: &mut [f32], up: &[f32]) {
+            crate::elementwise::clamped_swiglu_body::<$lanes>(gate, up);
+        }
+
+        $(#[$feature])?
+        unsafe fn add_scaled(x: &mut [f32], y: &[f32], factor: f32) {
+            crate::elementwise::add_scaled_body(x, y, factor);
+        }
+
+        $(#[$feature])?
+        unsafe fn add_product(sum: &mut [f32], x: &[f32], y: &[f32]) {
+            crate::elementwise::add_product_body::<$lanes>(sum, x, y);
+        }
+
+        $(#[$feature])?
+        unsafe fn silu(x: &mut [f32]) {
+            crate::elementwise::silu_body::<$lanes>(x);
+        }
+
+        /// # Safety
+        /// The contract of `recurrent::RememberArgs`, and the processor has the module's instruction set.
+        $(#[$feature])?
+        unsafe fn remember(args: &crate::recurrent::RememberArgs) {
+            // SAFETY: the same contract.
+            unsafe { crate::recurrent::remember_body(args) }
+        }
+
+        $(#[$feature])?
+        unsafe fn sigmoid_mul(x: &mut [f32], gate: &[f32]) {
+            crate::elementwise::sigmoid_mul_body::<$lanes>(x, gate);
+        }
+
+        $(#[$feature])?
+        unsafe fn soft_cap(x: &mut [f32], cap: f32) {
+            crate::elementwise::soft_cap_body::<$lanes>(x, cap);
         }
 
         $(#[$feature])?

@@ -3,7 +3,9 @@
 //! A [`Table`] can only be had for a set that the processor has, so holding one proves support.
 
 use crate::layout::{Bytes, Layout};
+use crate::ops::ActivationFunction;
 use crate::panel::PANEL_WIDTHS;
+use crate::recurrent::RememberArgs;
 use std::fmt;
 use std::str::FromStr;
 
@@ -237,7 +239,17 @@ pub struct Table {
     /// Contract of these: the processor has the instruction set, which holding a table proves.
     pub(crate) rms_scale: unsafe fn(x: &[f32], epsilon: f32) -> f32,
     pub(crate) scale: unsafe fn(x: &[f32], scale: f32, weight: &[f32], out: &mut [f32]),
+    pub(crate) mean_scale: unsafe fn(x: &[f32], epsilon: f32) -> (f32, f32),
+    pub(crate) center_scale: unsafe fn(x: &[f32], mean: f32, scale: f32, weight: &[f32], out: &mut [f32]),
     pub(crate) silu_mul: unsafe fn(gate: &mut [f32], up: &[f32]),
+    pub(crate) gelu_mul: unsafe fn(gate: &mut [f32], up: &[f32]),
+    pub(crate) clamped_swiglu: unsafe fn(gate: &mut [f32], up: &[f32]),
+    pub(crate) add_scaled: unsafe fn(x: &mut [f32], y: &[f32], factor: f32),
+    pub(crate) add_product: unsafe fn(sum: &mut [f32], x: &[f32], y: &[f32]),
+    pub(crate) silu: unsafe fn(x: &mut [f32]),
+    pub(crate) sigmoid_mul: unsafe fn(x: &mut [f32], gate: &[f32]),
+    pub(crate) remember: unsafe fn(&RememberArgs),
+    pub(crate) soft_cap: unsafe fn(x: &mut [f32], cap: f32),
     pub(crate) softmax_tile: unsafe fn(scores: &mut [f32], max_before: f32) -> (f32, f32),
     pub(crate) max: unsafe fn(x: &[f32]) -> f32,
     pub(crate) exp_sum: unsafe fn(x: &[f32], max: f32) -> f32,
@@ -245,7 +257,18 @@ pub struct Table {
     pub(crate) dots: unsafe fn(rounds: u64) -> u64,
 }
 
+/// Contract: the processor has the instruction set.
+pub(crate) type GateFn = unsafe fn(gate: &mut [f32], up: &[f32]);
+
 impl Table {
+    pub(crate) fn gate_mul(&self, function: ActivationFunction) -> GateFn {
+        match function {
+            ActivationFunction::Silu => self.silu_mul,
+            ActivationFunction::Gelu => self.gelu_mul,
+            ActivationFunction::ClampedSwiglu => self.clamped_swiglu,
+        }
+    }
+
     pub(crate) fn tiles(&self, layout: Layout) -> &Tiles {
         match layout {
             Layout::F32 => &self.f32,

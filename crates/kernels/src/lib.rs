@@ -31,6 +31,8 @@ pub mod peak;
 #[allow(unsafe_code)]
 pub mod pool;
 #[allow(unsafe_code)]
+pub mod recurrent;
+#[allow(unsafe_code)]
 mod shared;
 
 pub use format::Format;

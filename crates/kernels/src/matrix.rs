@@ -51,6 +51,12 @@ impl Shape {
         Layout::of(self.format).strip_bytes(self.cols)
     }
 
+    /// Whether [`Matrix::slice`] can make a matrix of these rows.
+    pub fn can_be_cut(self, rows: &Range<usize>) -> bool {
+        let is_whole = |row: usize| row.is_multiple_of(STRIP) || row == self.rows;
+        rows.start <= rows.end && rows.end <= self.rows && is_whole(rows.start) && is_whole(rows.end)
+    }
+
     /// Packs the GGUF rows in `source` into `out`, in parallel.
     ///
     /// # Panics
@@ -129,6 +135,21 @@ impl Matrix {
         let mut storage = AlignedBytes::zeroed(len);
         shape.pack(isa, pool, source, storage.as_mut_slice());
         Matrix::new(shape, isa, Arc::new(storage), 0..len).expect("the storage has the packed length")
+    }
+
+    /// Some of the rows, as a matrix over the same bytes; `None` where there are no such rows, or a strip is shared with
+    /// others.
+    pub fn slice(&self, rows: Range<usize>) -> Option<Matrix> {
+        if !self.shape.can_be_cut(&rows) {
+            return None;
+        }
+        let shape = Shape { rows: rows.len(), ..self.shape };
+        let (before, len) = match self.plain {
+            true => (Shape { rows: rows.start, ..shape }.plain_bytes()?, shape.plain_bytes()?),
+            false => (Shape { rows: rows.start, ..shape }.packed_bytes()?, shape.packed_bytes()?),
+        };
+        let start = self.range.start + before;
+        Some(Matrix { shape, range: start..start + len, ..self.clone() })
     }
 
     pub fn layout(&self) -> Layout {

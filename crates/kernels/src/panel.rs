@@ -57,6 +57,8 @@ pub struct Activations {
     floats: Vec<f32>,
     bf16s: Vec<f32>,
     kinds: Kinds,
+    /// Where each group of tokens ends; groups have panels of their own.
+    group_ends: Vec<usize>,
 }
 
 /// Which panels are filled; what a layer's matrices need.
@@ -77,6 +79,21 @@ impl Activations {
     /// # Panics
     /// If integer panels are asked for and `cols` is not a multiple of the columns that share a scale.
     pub fn reset(&mut self, tokens: usize, cols: usize, kinds: Kinds) {
+        self.reset_groups(&[tokens], cols, kinds);
+    }
+
+    /// As [`Activations::reset`] for groups of the given lengths, each cut into panels by itself, so that each can be
+    /// multiplied by another matrix.
+    ///
+    /// # Panics
+    /// As [`Activations::reset`].
+    pub fn reset_groups(&mut self, groups: &[usize], cols: usize, kinds: Kinds) {
+        self.group_ends.clear();
+        let mut tokens = 0;
+        self.group_ends.extend(groups.iter().map(|len| {
+            tokens += len;
+            tokens
+        }));
         (self.tokens, self.cols, self.kinds) = (tokens, cols, kinds);
         for (wanted, records, span) in [
             (kinds.integer, &mut self.integers, GROUP),
@@ -112,16 +129,24 @@ impl Activations {
 
     /// Writes one token's row.
     pub fn write(&mut self, table: &Table, token: usize, row: &[f32]) {
-        let writer = self.writer();
         assert_eq!(row.len(), self.cols, "length of a row");
+        let writer = self.writer();
         // SAFETY: `&mut self` excludes every other writer and reader.
         unsafe { writer.write(table, token, 0, row) }
     }
 
+    /// Whether these tokens are a group.
+    pub(crate) fn is_group(&self, tokens: &Range<usize>) -> bool {
+        let i = self.group_ends.partition_point(|&end| end < tokens.end);
+        let start = if i == 0 { 0 } else { self.group_ends[i - 1] };
+        tokens.is_empty() || (self.group_ends.get(i) == Some(&tokens.end) && start == tokens.start)
+    }
+
     /// A handle through which several threads write different tokens or columns at once.
-    pub(crate) fn writer(&mut self) -> Writer {
+    pub(crate) fn writer(&mut self) -> Writer<'_> {
         Writer {
             tokens: self.tokens,
+            group_ends: &self.group_ends,
             cols: self.cols,
             kinds: self.kinds,
             integers: self.integers.as_mut_ptr(),
@@ -157,8 +182,9 @@ impl Activations {
 }
 
 #[derive(Clone, Copy)]
-pub(crate) struct Writer {
+pub(crate) struct Writer<'a> {
     tokens: usize,
+    group_ends: &'a [usize],
     cols: usize,
     kinds: Kinds,
     integers: *mut u8,
@@ -168,11 +194,18 @@ pub(crate) struct Writer {
 }
 
 // SAFETY: the pointers are only followed by `write`, whose contract makes threads touch different elements.
-unsafe impl Send for Writer {}
+unsafe impl Send for Writer<'_> {}
 // SAFETY: as above.
-unsafe impl Sync for Writer {}
+unsafe impl Sync for Writer<'_> {}
 
-impl Writer {
+impl Writer<'_> {
+    fn panel_of(&self, token: usize) -> Range<usize> {
+        let i = self.group_ends.partition_point(|&end| end <= token);
+        let start = if i == 0 { 0 } else { self.group_ends[i - 1] };
+        let panel = panel_of(token - start, self.group_ends[i] - start);
+        start + panel.start..start + panel.end
+    }
+
     /// Writes the columns of one token from `first` on into every panel that is wanted. They begin and end where a scale of
     /// integer panels does.
     ///
@@ -182,7 +215,7 @@ impl Writer {
     pub(crate) unsafe fn write(&self, table: &Table, token: usize, first: usize, columns: &[f32]) {
         assert!(token < self.tokens, "token {token} of {}", self.tokens);
         assert!(first + columns.len() <= self.cols, "columns {first} and on of {}", self.cols);
-        let panel = panel_of(token, self.tokens);
+        let panel = self.panel_of(token);
         let (width, lane) = (panel.len(), token - panel.start);
         for (wanted, records, span) in [
             (self.kinds.integer, self.integers, GROUP),

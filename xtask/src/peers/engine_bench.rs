@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use engine::model::{Forward, Outcome, SequenceStep};
-use engine::{Isa, KvCache, KvFormat, Model, OpenOptions, Pool};
+use engine::{Isa, KvCache, KvFormat, Model, OpenOptions, Pool, Sequence};
 use kernels::bandwidth::Buffer;
 use kernels::peak;
 use serde_json::{Value, json};
@@ -102,8 +102,7 @@ struct Bench<'a> {
     memory: Buffer,
     forward: Forward<'a>,
     cache: KvCache,
-    /// The pages of each sequence.
-    pages: Vec<Vec<u32>>,
+    sequences: Vec<Sequence>,
     tokens: Vec<u32>,
 }
 
@@ -121,16 +120,16 @@ impl<'a> Bench<'a> {
         let mut random_token = || random.below(model.vocabulary() as u64) as u32;
         let tokens = (0..positions).map(|_| random_token()).collect();
         // A sequence has whole pages.
-        let page_tokens = KvCache::new(model, kv, 1).tokens_capacity();
+        let page_tokens = KvCache::new(model, kv, 1, 1).tokens_capacity();
         let capacity = streams * positions.next_multiple_of(page_tokens);
-        let mut cache = KvCache::new(model, kv, capacity);
-        let mut pages = vec![Vec::new(); streams];
-        for pages in &mut pages {
-            ensure!(cache.reserve(pages, positions), "the cache is too small");
+        let mut cache = KvCache::new(model, kv, capacity, streams);
+        let mut sequences: Vec<_> = std::iter::from_fn(|| cache.open()).collect();
+        for sequence in &mut sequences {
+            ensure!(cache.reserve(sequence, positions), "the cache is too small");
         }
         let memory = Buffer::new(READ_BYTES);
-        let forward = Forward::new(model, pool);
-        let mut bench = Bench { model, pool, memory, forward, cache, pages, tokens };
+        let forward = Forward::new(model, pool, positions);
+        let mut bench = Bench { model, pool, memory, forward, cache, sequences, tokens };
         bench.prompt(0, 0, 1);
         // Where the packed file turned out to be damaged, it is being made anew.
         model.settle();
@@ -141,7 +140,8 @@ impl<'a> Bench<'a> {
     fn prompt(&mut self, stream: usize, position: usize, tokens: usize) {
         let mut position = position;
         for chunk in self.tokens[..tokens].chunks(CHUNK_TOKENS) {
-            let step = SequenceStep { tokens: chunk, position, pages: &self.pages[stream], outputs: 1 };
+            let sequence = &self.sequences[stream];
+            let step = SequenceStep { tokens: chunk, position, sequence, outputs: 1 };
             self.forward.step(&[step], &mut self.cache);
             position += chunk.len();
         }
@@ -150,9 +150,9 @@ impl<'a> Bench<'a> {
     /// One token for each of `streams` sequences that have `position` tokens.
     fn step(&mut self, streams: usize, position: usize) {
         let tokens = &self.tokens[position..=position];
-        let steps: Vec<_> = self.pages[..streams]
+        let steps: Vec<_> = self.sequences[..streams]
             .iter()
-            .map(|pages| SequenceStep { tokens, position, pages, outputs: 1 })
+            .map(|sequence| SequenceStep { tokens, position, sequence, outputs: 1 })
             .collect();
         self.forward.step(&steps, &mut self.cache);
     }

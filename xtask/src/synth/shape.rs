@@ -15,6 +15,8 @@ pub(crate) enum ShapeName {
     B1,
     #[value(name = "7b")]
     B7,
+    #[value(name = "5b-a1b")]
+    B5A1,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -22,15 +24,21 @@ pub(super) enum Arch {
     Llama,
     Qwen2,
     Qwen3,
+    /// Needs a shape with experts, and they need it
+    Qwen3moe,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Shape {
     pub(super) embedding: u64,
     pub(super) layers: u64,
+    /// Of each expert, where there are some.
     pub(super) feed_forward: u64,
+    /// How many, and how many of them a token goes through; 0 and 0 without experts.
+    pub(super) experts: (u64, u64),
     pub(super) heads: u64,
     pub(super) heads_kv: u64,
+    pub(super) head_dim: u64,
     pub(super) vocabulary: u64,
     /// The output matrix is the token embedding.
     pub(super) tied: bool,
@@ -44,6 +52,7 @@ impl fmt::Display for ShapeName {
             ShapeName::B0_1 => "0.1b",
             ShapeName::B1 => "1b",
             ShapeName::B7 => "7b",
+            ShapeName::B5A1 => "5b-a1b",
         })
     }
 }
@@ -55,8 +64,10 @@ impl ShapeName {
                 embedding: 768,
                 layers: 12,
                 feed_forward: 2048,
+                experts: (0, 0),
                 heads: 12,
                 heads_kv: 4,
+                head_dim: 64,
                 vocabulary: 32_000,
                 tied: true,
                 rope_base: 10_000.0,
@@ -67,8 +78,10 @@ impl ShapeName {
                 embedding: 2048,
                 layers: 16,
                 feed_forward: 8192,
+                experts: (0, 0),
                 heads: 32,
                 heads_kv: 8,
+                head_dim: 64,
                 vocabulary: 128_256,
                 tied: true,
                 rope_base: 500_000.0,
@@ -79,11 +92,27 @@ impl ShapeName {
                 embedding: 4096,
                 layers: 32,
                 feed_forward: 11_008,
+                experts: (0, 0),
                 heads: 32,
                 heads_kv: 32,
+                head_dim: 128,
                 vocabulary: 32_000,
                 tied: false,
                 rope_base: 10_000.0,
+                context: 32_768,
+            },
+            // A third of Qwen3-30B-A3B's layers and half of its experts: 5 billion weights, a token goes through one.
+            ShapeName::B5A1 => Shape {
+                embedding: 2048,
+                layers: 16,
+                feed_forward: 768,
+                experts: (64, 8),
+                heads: 32,
+                heads_kv: 4,
+                head_dim: 128,
+                vocabulary: 32_000,
+                tied: true,
+                rope_base: 1_000_000.0,
                 context: 32_768,
             },
         }
@@ -96,15 +125,12 @@ impl Arch {
             Arch::Llama => "llama",
             Arch::Qwen2 => "qwen2",
             Arch::Qwen3 => "qwen3",
+            Arch::Qwen3moe => "qwen3moe",
         }
     }
 }
 
 impl Shape {
-    pub(super) fn head_dim(&self) -> u64 {
-        self.embedding / self.heads
-    }
-
     pub(super) fn put_metadata(&self, head: &mut GgufWriter, arch: Arch, name: ShapeName, preset: Preset) {
         let arch = arch.name();
         head.put("general.architecture", arch);
@@ -118,10 +144,15 @@ impl Shape {
         number("feed_forward_length", self.feed_forward);
         number("attention.head_count", self.heads);
         number("attention.head_count_kv", self.heads_kv);
-        number("attention.key_length", self.head_dim());
-        number("attention.value_length", self.head_dim());
-        number("rope.dimension_count", self.head_dim());
+        number("attention.key_length", self.head_dim);
+        number("attention.value_length", self.head_dim);
+        number("rope.dimension_count", self.head_dim);
         number("vocab_size", self.vocabulary);
+        if self.experts.0 > 0 {
+            number("expert_feed_forward_length", self.feed_forward);
+            number("expert_count", self.experts.0);
+            number("expert_used_count", self.experts.1);
+        }
         head.put(&format!("{arch}.attention.layer_norm_rms_epsilon"), 1e-5f32);
         head.put(&format!("{arch}.rope.freq_base"), self.rope_base);
     }

@@ -1,35 +1,308 @@
-//! The numbers that shape a model, read from its metadata and checked.
+//! The parts that a model is made of and their sizes, read from its metadata and checked.
+//!
+//! A [`Config`] says everything that a forward pass needs to know but the weights. Families fill it in (see `families`);
+//! what computes looks at parts and sizes only, never at a family's name.
 
 use super::ModelError;
 use super::families::{self, Family};
+use super::keys::Keys;
+use super::outline::KvHeads;
+use super::rope::Rope;
 use crate::gguf::Gguf;
-use kernels::attention::HEAD_DIM_MAX;
+use kernels::attention::{HEAD_DIM_MAX, Mask, Pairing};
+use kernels::ops::{ActivationFunction, NormKind};
+use kernels::recurrent::{MemoryShape, StateShape};
 
-/// The most layers, heads and columns a file may claim; a few times what any published model has.
-const LAYERS_MAX: usize = 1024;
-const HEADS_MAX: usize = 1024;
-const WIDTH_MAX: usize = 1 << 20;
+/// The most layers, heads, columns and experts a file may claim; a few times what any published model has.
+pub(crate) const LAYERS_MAX: usize = 1024;
+pub(crate) const HEADS_MAX: usize = 1024;
+pub(crate) const WIDTH_MAX: usize = 1 << 20;
+pub(crate) const EXPERTS_MAX: usize = 4096;
+
+const RMS_EPSILON: &str = "attention.layer_norm_rms_epsilon";
+pub(crate) const LAYER_NORM_EPSILON: &str = "attention.layer_norm_epsilon";
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Config {
     pub(crate) family: &'static Family,
-    pub(crate) layers: usize,
     /// Elements of the residual stream.
     pub(crate) width: usize,
-    pub(crate) feed_forward: usize,
-    pub(crate) heads: usize,
-    pub(crate) kv_heads: usize,
-    pub(crate) head_dim: usize,
     /// Tokens the model was trained to attend to.
     pub(crate) context_tokens: usize,
     pub(crate) vocabulary: usize,
+    pub(crate) norm: NormKind,
     pub(crate) epsilon: f32,
+    /// Multiplies token embeddings.
+    pub(crate) embedding_scale: f32,
+    /// Multiplies what a layer's parts add to the residual stream.
+    pub(crate) residual_scale: f32,
+    /// The norm before the output matrix.
+    pub(crate) output_norm: &'static str,
+    /// Multiplies logits.
+    pub(crate) logit_scale: f32,
+    /// Logits become `cap * tanh(logit / cap)`.
+    pub(crate) logit_soft_cap: Option<f32>,
+    /// Rotary embeddings, which layers name by their place here.
+    pub(crate) ropes: Vec<Rope>,
+    pub(crate) layers: Vec<Layer>,
+    /// Whether the matrices of the feed-forward parts may have a scale each (`ffn_up.scale` and so on).
+    pub(crate) feed_forward_scales: bool,
+}
+
+/// One layer: a part that mixes positions, and one that works on each alone.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Layer {
+    pub(crate) norms: Norms,
+    pub(crate) mixer: Mixer,
+    pub(crate) feed_forward: FeedForward,
+}
+
+/// Where a layer's norms are, by the names of their tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Norms {
+    /// Before the mixer.
+    pub(crate) mixer: Option<&'static str>,
+    /// Of what the mixer adds to the residual stream.
+    pub(crate) mixed: Option<&'static str>,
+    pub(crate) before_feed_forward: BeforeFeedForward,
+    /// Of what the feed-forward part adds to the residual stream.
+    pub(crate) fed_forward: Option<&'static str>,
+}
+
+/// What a feed-forward part works on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BeforeFeedForward {
+    /// The norm of the residual stream.
+    Norm(&'static str),
+    /// The residual stream as it is.
+    Nothing,
+    /// What the mixer works on, too: both parts stand beside each other.
+    Parallel,
+}
+
+impl Norms {
+    /// A norm before each part.
+    pub(crate) const BEFORE: Norms = Norms {
+        mixer: Some("attn_norm"),
+        mixed: None,
+        before_feed_forward: BeforeFeedForward::Norm("ffn_norm"),
+        fed_forward: None,
+    };
+
+    /// A norm of what each part adds.
+    pub(crate) const AFTER: Norms = Norms {
+        mixer: None,
+        mixed: Some("post_attention_norm"),
+        before_feed_forward: BeforeFeedForward::Nothing,
+        fed_forward: Some("post_ffw_norm"),
+    };
+
+    /// Both.
+    pub(crate) const AROUND: Norms = Norms {
+        mixer: Norms::BEFORE.mixer,
+        mixed: Norms::AFTER.mixed,
+        before_feed_forward: Norms::BEFORE.before_feed_forward,
+        fed_forward: Norms::AFTER.fed_forward,
+    };
+}
+
+/// What lets a token see the ones before it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Mixer {
+    Attention(Attention),
+    Latent(Latent),
+    ShortConvolution(ShortConvolution),
+    Mamba(Mamba),
+    DeltaNet(DeltaNet),
+}
+
+/// Attention whose keys and values are made of one short vector for all heads, which is all that is kept of a token (MLA,
+/// DeepSeek-V2, 2024).
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Latent {
+    pub(crate) heads: usize,
+    /// Elements of the vector that queries are made of; `None`: they are made of the residual stream.
+    pub(crate) query_rank: Option<usize>,
+    /// Elements of the vector that keys and values are made of.
+    pub(crate) rank: usize,
+    /// Elements of a head's key that are made of it.
+    pub(crate) key_dim: usize,
+    /// Elements of a key that are turned by its position, the same for all heads.
+    pub(crate) turned_dim: usize,
+    pub(crate) value_dim: usize,
+    pub(crate) scale: f32,
+    pub(crate) rope: usize,
+    pub(crate) temperature: Option<Temperature>,
+}
+
+/// A convolution over a few tokens between two gates (LFM2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ShortConvolution {
+    pub(crate) taps: usize,
+}
+
+/// Mamba-2 (Dao and Gu, 2024).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mamba {
+    pub(crate) taps: usize,
+    pub(crate) heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) state_dim: usize,
+    /// Heads are in as many groups, which share what writes and reads their states.
+    pub(crate) groups: usize,
+}
+
+impl Mamba {
+    pub(crate) fn inner(self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Channels of the convolution.
+    pub(crate) fn channels(self) -> usize {
+        self.inner() + 2 * self.groups * self.state_dim
+    }
+}
+
+/// The gated delta rule (Yang, Kautz and Hatamizadeh, 2024).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DeltaNet {
+    pub(crate) taps: usize,
+    pub(crate) key_heads: usize,
+    pub(crate) value_heads: usize,
+    pub(crate) key_dim: usize,
+    pub(crate) value_dim: usize,
+}
+
+impl DeltaNet {
+    /// Channels of the convolution.
+    pub(crate) fn channels(self) -> usize {
+        2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Attention {
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
     /// What scores are multiplied by.
-    pub(crate) attention_scale: f32,
-    pub(crate) rope_dims: usize,
-    pub(crate) rope_base: f32,
-    /// Positions are divided by this (linear scaling).
-    pub(crate) rope_divisor: f32,
+    pub(crate) scale: f32,
+    pub(crate) soft_cap: Option<f32>,
+    pub(crate) mask: Mask,
+    /// Its place among [`Config::ropes`]; `None`: positions do not matter.
+    pub(crate) rope: Option<usize>,
+    pub(crate) head_norms: HeadNorms,
+    /// A score for each head that takes its share of the softmax (`attn_sinks`).
+    pub(crate) sinks: bool,
+    /// Queries grow with their position.
+    pub(crate) temperature: Option<Temperature>,
+    /// Each head's queries come with a gate for what it mixes.
+    pub(crate) gated: bool,
+}
+
+/// Queries are multiplied by `1 + scale * ln(1 + floor(position / tokens))`, as in Llama 4.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Temperature {
+    pub(crate) scale: f32,
+    pub(crate) tokens: f32,
+}
+
+impl Temperature {
+    pub(crate) fn at(self, position: usize) -> f32 {
+        1.0 + self.scale * ((position as f32 / self.tokens).floor() + 1.0).ln()
+    }
+}
+
+/// Norms of queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HeadNorms {
+    None,
+    /// Of each head.
+    Each,
+    /// Of all heads at once.
+    All,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum FeedForward {
+    None,
+    /// `down(function(gate x) * (up x))`, `width` elements in between.
+    Dense {
+        width: usize,
+        function: ActivationFunction,
+    },
+    Experts(Experts),
+}
+
+/// Some of many feed-forward parts, chosen for each token.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Experts {
+    pub(crate) count: usize,
+    /// How many of them a token goes through.
+    pub(crate) used: usize,
+    /// Elements in between, of each.
+    pub(crate) width: usize,
+    pub(crate) function: ActivationFunction,
+    pub(crate) router: Router,
+    /// One more that every token goes through.
+    pub(crate) shared: Option<SharedExpert>,
+}
+
+impl Experts {
+    /// Adds an expert that every token goes through, where the file has one.
+    pub(crate) fn share(&mut self, width: usize, gated: bool) {
+        self.shared = (width > 0).then_some(SharedExpert { width, gated });
+    }
+}
+
+/// How experts are chosen and weighed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Router {
+    pub(crate) probabilities: Probabilities,
+    /// Weights of the chosen are divided by their sum.
+    pub(crate) normalized: bool,
+    /// Multiplies the weights.
+    pub(crate) scale: f32,
+    /// Groups of experts, of which the best are searched; `None`: all are.
+    pub(crate) groups: Option<Groups>,
+}
+
+/// What the router's scores become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Probabilities {
+    Softmax,
+    Sigmoid,
+    /// A softmax over those that were chosen by their scores.
+    SoftmaxOfChosen,
+}
+
+impl Probabilities {
+    /// What the file says; `None` where it does not.
+    pub(crate) fn read(keys: &Keys<'_>) -> Result<Option<Probabilities>, ModelError> {
+        const KEY: &str = "expert_gating_func";
+        match keys.count(KEY, usize::MAX)? {
+            0 => Ok(None),
+            1 => Ok(Some(Probabilities::Softmax)),
+            2 => Ok(Some(Probabilities::Sigmoid)),
+            3 => Ok(Some(Probabilities::SoftmaxOfChosen)),
+            other => {
+                Err(keys.bad(KEY, other, "1 (softmax), 2 (sigmoid) or 3 (softmax of the chosen)".to_owned()))
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Groups {
+    pub(crate) count: usize,
+    pub(crate) used: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SharedExpert {
+    pub(crate) width: usize,
+    /// What it adds is multiplied by the sigmoid of a score of its own.
+    pub(crate) gated: bool,
 }
 
 impl Config {
@@ -38,120 +311,294 @@ impl Config {
             gguf.str("general.architecture")?.ok_or(ModelError::MissingKey("general.architecture".into()))?;
         let family = families::find(name)
             .ok_or_else(|| ModelError::UnknownFamily { name: name.to_owned(), known: families::known() })?;
-        let keys = Keys { gguf, family: family.name };
-
-        if keys.optional("expert_count")?.unwrap_or(0) > 0 {
-            return Err(ModelError::Unsupported { what: format!("{name} with a mixture of experts") });
-        }
-        let layers = keys.required("block_count", LAYERS_MAX)?;
-        let width = keys.required("embedding_length", WIDTH_MAX)?;
-        let heads = keys.required("attention.head_count", HEADS_MAX)?;
-        let kv_heads = keys.or("attention.head_count_kv", heads, HEADS_MAX)?;
-        let head_dim = keys.or("attention.key_length", width / heads, HEAD_DIM_MAX)?;
-        if heads % kv_heads != 0 {
-            return Err(keys.bad("attention.head_count_kv", kv_heads, format!("a divisor of {heads} heads")));
-        }
-        let value_dim = keys.or("attention.value_length", head_dim, HEAD_DIM_MAX)?;
-        if value_dim != head_dim {
-            return Err(ModelError::Unsupported { what: "values of another length than keys".to_owned() });
-        }
-        let rope_dims = keys.or("rope.dimension_count", head_dim, HEAD_DIM_MAX)?;
-        if rope_dims > head_dim || rope_dims % 2 != 0 {
-            return Err(keys.bad("rope.dimension_count", rope_dims, format!("even and at most {head_dim}")));
-        }
-        let vocabulary = match keys.optional("vocab_size")? {
-            Some(_) => keys.required("vocab_size", WIDTH_MAX * 16)?,
-            None => gguf.strings("tokenizer.ggml.tokens")?.map_or(0, |tokens| tokens.len()),
-        };
-        let scale = keys.float("attention.scale", 0.0)?;
-        let config = Config {
-            family,
-            layers,
-            width,
-            feed_forward: keys.required("feed_forward_length", WIDTH_MAX)?,
-            heads,
-            kv_heads,
-            head_dim,
-            context_tokens: keys.required("context_length", usize::MAX)?,
-            vocabulary,
-            epsilon: keys.positive("attention.layer_norm_rms_epsilon", 1e-5)?,
-            attention_scale: if scale == 0.0 { (head_dim as f32).sqrt().recip() } else { scale },
-            rope_dims,
-            rope_base: keys.positive("rope.freq_base", 10_000.0)?,
-            rope_divisor: keys.rope_divisor()?,
-        };
-        if config.vocabulary == 0 {
-            return Err(ModelError::MissingKey("tokenizer.ggml.tokens".to_owned()));
+        let keys = Keys { gguf, architecture: family.name };
+        let config = (family.read)(&keys, family)?;
+        if config.epsilon <= 0.0 {
+            let key = match config.norm {
+                NormKind::RootMeanSquare => RMS_EPSILON,
+                NormKind::Layer => LAYER_NORM_EPSILON,
+            };
+            return Err(keys.bad(key, config.epsilon, "above zero".to_owned()));
         }
         Ok(config)
     }
 
-    /// How far pair `i` of a head turns per position, in radians.
-    pub(crate) fn rope_frequencies(&self, factors: Option<&[f32]>) -> Vec<f32> {
-        (0..self.rope_dims / 2)
-            .map(|i| {
-                let exponent = -2.0 * i as f64 / self.rope_dims as f64;
-                let factor = f64::from(factors.map_or(1.0, |f| f[i]) * self.rope_divisor);
-                (f64::from(self.rope_base).powf(exponent) / factor) as f32
-            })
-            .collect()
-    }
-}
-
-/// Metadata under the family's prefix.
-struct Keys<'a> {
-    gguf: &'a Gguf,
-    family: &'static str,
-}
-
-impl Keys<'_> {
-    fn key(&self, name: &str) -> String {
-        format!("{}.{name}", self.family)
+    /// What most families are, and all of them begin with: a norm before each part, attention over all positions with one
+    /// rotary embedding, and feed-forward parts with SwiGLU, or experts where the file has some.
+    pub(crate) fn transformer(
+        keys: &Keys<'_>,
+        family: &'static Family,
+        pairing: Pairing,
+    ) -> Result<Config, ModelError> {
+        Config::hybrid(keys, family, pairing, |_, _| None)
     }
 
-    fn optional(&self, name: &str) -> Result<Option<u64>, ModelError> {
-        Ok(self.gguf.u64(&self.key(name))?)
+    /// The same with something else in place of attention where `other`, asked with a layer's number and its key-value heads,
+    /// says so.
+    pub(crate) fn hybrid(
+        keys: &Keys<'_>,
+        family: &'static Family,
+        pairing: Pairing,
+        other: impl Fn(usize, usize) -> Option<Mixer>,
+    ) -> Result<Config, ModelError> {
+        let layers = layers(keys)?;
+        let width = keys.required("embedding_length", WIDTH_MAX)?;
+        let heads = keys.per_layer("attention.head_count", layers, HEADS_MAX)?;
+        let kv_heads =
+            keys.per_layer("attention.head_count_kv", layers, HEADS_MAX)?.or_else(|| heads.clone());
+        let kv_heads = kv_heads.unwrap_or_else(|| vec![0; layers]);
+        let others: Vec<Option<Mixer>> = (0..layers).map(|layer| other(layer, kv_heads[layer])).collect();
+        let attends = others.iter().any(Option::is_none);
+        let heads = match heads {
+            Some(heads) => heads,
+            None if attends => return Err(keys.missing("attention.head_count")),
+            None => vec![0; layers],
+        };
+        let of_all = heads.iter().copied().find(|&heads| heads > 0);
+        let head_dim = match of_all {
+            Some(heads) if attends => keys.or("attention.key_length", width / heads, HEAD_DIM_MAX)?,
+            _ => 0,
+        };
+        if head_dim > 0 && keys.or("attention.value_length", head_dim, HEAD_DIM_MAX)? != head_dim {
+            return Err(ModelError::Unsupported { what: "values of another length than keys".to_owned() });
+        }
+        let scale = keys.float("attention.scale", 0.0)?;
+        let scale = if scale == 0.0 { (head_dim as f32).sqrt().recip() } else { scale };
+        let mut parts = Vec::with_capacity(layers);
+        for (layer, other) in others.into_iter().enumerate() {
+            let mixer = match other {
+                Some(mixer) => mixer,
+                None => {
+                    let (heads, kv_heads) = (heads[layer], kv_heads[layer]);
+                    for (key, count) in
+                        [("attention.head_count", heads), ("attention.head_count_kv", kv_heads)]
+                    {
+                        if count == 0 {
+                            return Err(keys.bad(key, count, format!("from 1 to {HEADS_MAX}")));
+                        }
+                    }
+                    if heads % kv_heads != 0 {
+                        let wanted = format!("a divisor of {heads} heads");
+                        return Err(keys.bad("attention.head_count_kv", kv_heads, wanted));
+                    }
+                    Mixer::Attention(Attention {
+                        heads,
+                        kv_heads,
+                        head_dim,
+                        scale,
+                        soft_cap: None,
+                        mask: Mask::Causal,
+                        rope: Some(0),
+                        head_norms: HeadNorms::None,
+                        sinks: false,
+                        temperature: None,
+                        gated: false,
+                    })
+                }
+            };
+            let feed_forward = FeedForward::read(keys, layer, layers)?;
+            parts.push(Layer { norms: Norms::BEFORE, mixer, feed_forward });
+        }
+        Ok(Config {
+            family,
+            width,
+            context_tokens: keys.required("context_length", usize::MAX)?,
+            vocabulary: vocabulary(keys)?,
+            norm: NormKind::RootMeanSquare,
+            epsilon: keys.float(RMS_EPSILON, 1e-5)?,
+            embedding_scale: 1.0,
+            residual_scale: 1.0,
+            output_norm: "output_norm",
+            logit_scale: 1.0,
+            logit_soft_cap: None,
+            ropes: if attends { vec![Rope::read(keys, pairing, head_dim)?] } else { Vec::new() },
+            layers: parts,
+            feed_forward_scales: false,
+        })
     }
 
-    fn required(&self, name: &str, max: usize) -> Result<usize, ModelError> {
-        let value = self.optional(name)?.ok_or_else(|| ModelError::MissingKey(self.key(name)))?;
-        self.in_range(name, value, max)
+    /// What each layer that attends to earlier tokens keeps of them.
+    pub(crate) fn kv_layers(&self) -> impl Iterator<Item = KvHeads> {
+        self.layers.iter().filter_map(|layer| layer.mixer.kv_heads())
     }
 
-    fn or(&self, name: &str, default: usize, max: usize) -> Result<usize, ModelError> {
-        let value = self.optional(name)?.unwrap_or(default as u64);
-        self.in_range(name, value, max)
+    /// Bytes of state of one sequence, however long it is.
+    pub(crate) fn state_bytes(&self) -> u64 {
+        let states = self.layers.iter().filter_map(|layer| layer.mixer.state(self.width, 1));
+        states.map(|state| state.slot_bytes() as u64).sum()
     }
 
-    fn in_range(&self, name: &str, value: u64, max: usize) -> Result<usize, ModelError> {
-        match usize::try_from(value) {
-            Ok(value) if (1..=max).contains(&value) => Ok(value),
-            _ => Err(self.bad(name, value, format!("from 1 to {max}"))),
+    /// The attention of every layer that has some, with the layer's number.
+    pub(crate) fn attention_mut(&mut self) -> impl Iterator<Item = (usize, &mut Attention)> {
+        self.layers.iter_mut().enumerate().filter_map(|(i, layer)| match &mut layer.mixer {
+            Mixer::Attention(attention) => Some((i, attention)),
+            _ => None,
+        })
+    }
+
+    /// The experts of every layer that has some.
+    pub(crate) fn experts_mut(&mut self) -> impl Iterator<Item = &mut Experts> {
+        self.layers.iter_mut().filter_map(|layer| match &mut layer.feed_forward {
+            FeedForward::Experts(experts) => Some(experts),
+            FeedForward::None | FeedForward::Dense { .. } => None,
+        })
+    }
+
+    pub(crate) fn set_norms(&mut self, norms: Norms) {
+        self.layers.iter_mut().for_each(|layer| layer.norms = norms);
+    }
+
+    pub(crate) fn set_function(&mut self, wanted: ActivationFunction) {
+        for layer in &mut self.layers {
+            match &mut layer.feed_forward {
+                FeedForward::None => {}
+                FeedForward::Dense { function, .. } | FeedForward::Experts(Experts { function, .. }) => {
+                    *function = wanted;
+                }
+            }
         }
     }
 
-    fn float(&self, name: &str, default: f32) -> Result<f32, ModelError> {
-        let value = self.gguf.f32(&self.key(name))?.unwrap_or(default);
-        if value.is_finite() { Ok(value) } else { Err(self.bad(name, value, "a finite number".to_owned())) }
+    /// Gives the layers of `windowed` a sliding window, and `rope` in place of the rotary embedding of all.
+    pub(crate) fn set_windows(&mut self, window: usize, windowed: &[bool], rope: Option<Rope>) {
+        let place = rope.map(|rope| {
+            self.ropes.push(rope);
+            self.ropes.len() - 1
+        });
+        for (i, attention) in self.attention_mut().filter(|(i, _)| windowed[*i]) {
+            debug_assert!(windowed[i]);
+            attention.mask = Mask::Window(window);
+            if place.is_some() {
+                attention.rope = place;
+            }
+        }
     }
+}
 
-    fn positive(&self, name: &str, default: f32) -> Result<f32, ModelError> {
-        let value = self.float(name, default)?;
-        if value > 0.0 { Ok(value) } else { Err(self.bad(name, value, "above zero".to_owned())) }
-    }
-
-    fn rope_divisor(&self) -> Result<f32, ModelError> {
-        let scaling = self.gguf.str(&self.key("rope.scaling.type"))?.unwrap_or("linear");
-        let factor = self.float("rope.scaling.factor", self.float("rope.scale_linear", 0.0)?)?;
-        match scaling {
-            "none" => Ok(1.0),
-            // Writers put 0 where there is no scaling.
-            "linear" => Ok(if factor > 0.0 { factor } else { 1.0 }),
-            other => Err(ModelError::Unsupported { what: format!("rotary scaling of type {other:?}") }),
+impl Mixer {
+    /// Heads of queries, heads of keys, and dimensions of a head; `None` where nothing is attended to.
+    pub(crate) fn heads(&self) -> Option<(usize, usize, usize)> {
+        match self {
+            Mixer::Attention(attention) => Some((attention.heads, attention.kv_heads, attention.head_dim)),
+            Mixer::Latent(latent) => Some((latent.heads, 1, latent.key_dim + latent.turned_dim)),
+            _ => None,
         }
     }
 
-    fn bad(&self, name: &str, value: impl ToString, wanted: String) -> ModelError {
-        ModelError::BadValue { key: self.key(name), value: value.to_string(), wanted }
+    /// What is kept of a token, where it is kept by itself.
+    pub(crate) fn kv_heads(&self) -> Option<KvHeads> {
+        match self {
+            Mixer::Attention(attention) => Some(KvHeads {
+                heads: attention.kv_heads,
+                key_dim: attention.head_dim,
+                value_dim: attention.head_dim,
+            }),
+            Mixer::Latent(latent) => {
+                Some(KvHeads { heads: 1, key_dim: latent.turned_dim + latent.rank, value_dim: latent.rank })
+            }
+            _ => None,
+        }
+    }
+
+    /// What is kept of a sequence, however long it is; `width` is that of the residual stream.
+    pub(crate) fn state(&self, width: usize, slots: usize) -> Option<StateShape> {
+        let (channels, taps, memory) = match *self {
+            Mixer::Attention(_) | Mixer::Latent(_) => return None,
+            Mixer::ShortConvolution(ShortConvolution { taps }) => (width, taps, MemoryShape::default()),
+            Mixer::Mamba(mamba) => {
+                let Mamba { heads, state_dim, head_dim, .. } = mamba;
+                (mamba.channels(), mamba.taps, MemoryShape { heads, key_dim: state_dim, value_dim: head_dim })
+            }
+            Mixer::DeltaNet(net) => {
+                let DeltaNet { value_heads: heads, key_dim, value_dim, .. } = net;
+                (net.channels(), net.taps, MemoryShape { heads, key_dim, value_dim })
+            }
+        };
+        Some(StateShape { slots, channels, taps, memory })
+    }
+}
+
+/// Which layers have a sliding window: those that the file lists, or all but each `period`-th.
+pub(crate) fn windowed_layers(
+    keys: &Keys<'_>,
+    layers: usize,
+    period: usize,
+) -> Result<Vec<bool>, ModelError> {
+    const KEY: &str = "attention.sliding_window_pattern";
+    if let Some(flags) = keys.flags(KEY, layers)? {
+        return Ok(flags);
+    }
+    let period = keys.or(KEY, period, LAYERS_MAX)?;
+    Ok((0..layers).map(|layer| layer % period < period - 1).collect())
+}
+
+/// Layers that are computed: those at the end that only predict further tokens are not.
+pub(crate) fn layers(keys: &Keys<'_>) -> Result<usize, ModelError> {
+    let count = keys.required("block_count", LAYERS_MAX)?;
+    let predictors = keys.count("nextn_predict_layers", LAYERS_MAX)?;
+    if predictors >= count {
+        return Err(keys.bad("nextn_predict_layers", predictors, format!("less than {count} layers")));
+    }
+    Ok(count - predictors)
+}
+
+fn vocabulary(keys: &Keys<'_>) -> Result<usize, ModelError> {
+    let count = match keys.optional("vocab_size")? {
+        Some(_) => keys.required("vocab_size", WIDTH_MAX * 16)?,
+        None => keys.gguf.strings("tokenizer.ggml.tokens")?.map_or(0, |tokens| tokens.len()),
+    };
+    match count {
+        0 => Err(ModelError::MissingKey("tokenizer.ggml.tokens".to_owned())),
+        count => Ok(count),
+    }
+}
+
+impl FeedForward {
+    /// Experts from the first layer after the dense ones on, where the file has experts.
+    fn read(keys: &Keys<'_>, layer: usize, layers: usize) -> Result<FeedForward, ModelError> {
+        let experts = keys.count("expert_count", EXPERTS_MAX)?;
+        let dense_layers = keys.count("leading_dense_block_count", LAYERS_MAX)?;
+        let function = ActivationFunction::Silu;
+        if experts == 0 || layer < dense_layers {
+            let widths = keys.per_layer("feed_forward_length", layers, WIDTH_MAX)?;
+            let width = widths.ok_or_else(|| keys.missing("feed_forward_length"))?[layer];
+            if width == 0 {
+                return Ok(FeedForward::None);
+            }
+            return Ok(FeedForward::Dense { width, function });
+        }
+        let used = keys.required("expert_used_count", experts)?;
+        // Older files have the width of an expert where others have that of a dense layer.
+        let width = match keys.count("expert_feed_forward_length", WIDTH_MAX)? {
+            0 => keys.required("feed_forward_length", WIDTH_MAX)?,
+            width => width,
+        };
+        let groups = match keys.count("expert_group_count", experts)? {
+            0 | 1 => None,
+            count if experts % count != 0 => {
+                let wanted = format!("a divisor of {experts} experts");
+                return Err(keys.bad("expert_group_count", count, wanted));
+            }
+            count => Some(Groups { count, used: keys.required("expert_group_used_count", count)? }),
+        };
+        if let Some(Groups { count, used: searched }) = groups
+            && searched * (experts / count) < used
+        {
+            let wanted = format!("enough for {used} experts, {} in each", experts / count);
+            return Err(keys.bad("expert_group_used_count", searched, wanted));
+        }
+        Ok(FeedForward::Experts(Experts {
+            count: experts,
+            used,
+            width,
+            function,
+            router: Router {
+                probabilities: Probabilities::Softmax,
+                normalized: true,
+                scale: keys.unless_zero("expert_weights_scale")?.unwrap_or(1.0),
+                groups,
+            },
+            shared: None,
+        }))
     }
 }

@@ -1,37 +1,96 @@
 //! The model families that the engine knows, one short file each.
 //!
 //! A family says which of the shared parts its layers are made of; everything else comes from the model file. To add
-//! one: a file here, a line in [`FAMILIES`], and a part in `model/` if it needs something that no family had before.
+//! one: a file here and a line in [`FAMILIES`]. Where it needs a part that no family had before: a variant or field in
+//! `config.rs`, its tensors in `weights.rs`, and its arithmetic in `forward/`, none of which knows a family's name.
 
+mod cohere2;
+mod deepseek2;
+mod exaone4;
+mod gemma2;
+mod gemma3;
+mod glm4;
+mod gpt_oss;
+mod granite;
+mod granitehybrid;
+mod lfm2;
 mod llama;
+mod mamba2;
+mod mistral3;
+mod olmo2;
+mod phi3;
 mod qwen2;
+mod qwen2moe;
 mod qwen3;
+mod qwen35;
+mod qwen3moe;
+mod smollm3;
 
-use kernels::attention::Pairing;
+use super::ModelError;
+use super::config::Config;
+use super::keys::Keys;
+use std::fmt;
 
-/// What sets one family's layers apart from another's.
-#[derive(Debug, PartialEq, Eq)]
+/// A model family.
 pub(crate) struct Family {
     /// `general.architecture` in the model file.
     pub(crate) name: &'static str,
-    /// Which elements of a head the rotary embedding turns together.
-    pub(crate) pairing: Pairing,
-    /// Queries and keys are normalized, head by head, before they are turned.
-    pub(crate) head_norms: bool,
-    /// The frequencies of the rotary embedding may be divided by `rope_freqs.weight`.
-    pub(crate) rope_factors: bool,
-    /// The matrices of the feed-forward part may have a scale each (`ffn_up.scale` and so on).
-    pub(crate) feed_forward_scales: bool,
+    /// The models that people know it by.
+    pub(crate) models: &'static str,
+    /// What its layers are made of, by what the file says.
+    pub(crate) read: fn(&Keys<'_>, &'static Family) -> Result<Config, ModelError>,
 }
 
-pub(crate) const FAMILIES: &[Family] = &[llama::FAMILY, qwen2::FAMILY, qwen3::FAMILY];
+pub(crate) const FAMILIES: &[&Family] = &[
+    &llama::FAMILY,
+    &qwen2::FAMILY,
+    &qwen2moe::FAMILY,
+    &qwen3::FAMILY,
+    &qwen3moe::FAMILY,
+    &gemma2::FAMILY,
+    &gemma3::FAMILY,
+    &phi3::FAMILY,
+    &smollm3::FAMILY,
+    &granite::FAMILY,
+    &granite::EXPERTS,
+    &mistral3::FAMILY,
+    &olmo2::FAMILY,
+    &exaone4::FAMILY,
+    &glm4::FAMILY,
+    &cohere2::FAMILY,
+    &gpt_oss::FAMILY,
+    &deepseek2::FAMILY,
+    &lfm2::FAMILY,
+    &lfm2::EXPERTS,
+    &qwen35::FAMILY,
+    &qwen35::EXPERTS,
+    &granitehybrid::FAMILY,
+    &mamba2::FAMILY,
+];
 
 /// The family called `name`.
 pub(crate) fn find(name: &str) -> Option<&'static Family> {
-    FAMILIES.iter().find(|family| family.name == name)
+    FAMILIES.iter().copied().find(|family| family.name == name)
 }
 
 /// The names of all families, for messages.
 pub fn known() -> String {
     FAMILIES.iter().map(|family| family.name).collect::<Vec<_>>().join(", ")
+}
+
+/// The name of each family and the models that people know it by.
+pub fn all() -> impl Iterator<Item = (&'static str, &'static str)> {
+    FAMILIES.iter().map(|family| (family.name, family.models))
+}
+
+impl PartialEq for Family {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl fmt::Debug for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Family({})", self.name)
+    }
 }

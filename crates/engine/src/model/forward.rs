@@ -1,12 +1,23 @@
 //! One step of a batch: tokens in, logits out.
+//!
+//! What a layer is made of is in its [`config::Layer`](super::config::Layer); nothing here knows a family.
+
+mod attention;
+mod experts;
+mod feed_forward;
+mod mixers;
+mod recurrent;
 
 use super::Model;
-use super::weights::{Layer, Linear, Weights};
-use crate::cache::KvCache;
+use super::config::BeforeFeedForward;
+use super::weights::{Linear, Norm, Weights};
+use crate::cache::{KvCache, Sequence};
 use crate::request::TokenId;
-use kernels::attention::{Chunk, HeadNorms, KvLayer, Rotary, attend, rotate_and_store};
+use kernels::attention::{Chunk, Rotary};
 use kernels::ops::{self, Product, Rows, kinds_for};
-use kernels::{Activations, Context, Matrix, Pool};
+use kernels::panel::Kinds;
+use kernels::recurrent::Span;
+use kernels::{Activations, Context, Pool};
 
 /// Some consecutive tokens of one sequence.
 #[derive(Clone, Copy, Debug)]
@@ -14,8 +25,8 @@ pub struct SequenceStep<'a> {
     pub tokens: &'a [TokenId],
     /// The position of the first of them.
     pub position: usize,
-    /// The sequence's pages, enough for all its positions.
-    pub pages: &'a [u32],
+    /// The sequence's memory, with pages for all its positions.
+    pub sequence: &'a Sequence,
     /// Compute the logits that follow each of the last `outputs` tokens.
     pub outputs: usize,
 }
@@ -28,32 +39,56 @@ pub type Batch<'a> = [SequenceStep<'a>];
 pub struct Forward<'a> {
     model: &'a Model,
     pool: &'a Pool,
+    /// The longest that a sequence may become, which some rotary embeddings depend on.
+    context_tokens: usize,
+    /// What the next matrices multiply.
     activations: Activations,
     stream: Rows,
+    /// The residual stream after a norm, where it is needed as floats.
+    normed: Rows,
     queries: Rows,
     keys: Rows,
     values: Rows,
     attended: Rows,
     gate: Rows,
     up: Rows,
+    /// On its way to the residual stream.
+    added: Rows,
+    experts: experts::Buffers,
+    recurrent: recurrent::Buffers,
     logits: Rows,
 }
 
+/// What all layers of a step need to know of its tokens.
+struct Tokens<'b> {
+    chunks: Vec<Chunk<'b>>,
+    /// The same for layers whose state has a fixed size.
+    spans: Vec<Span>,
+    /// Turns by each of the model's rotary embeddings.
+    rotaries: Vec<Rotary>,
+    positions: Vec<usize>,
+}
+
 impl<'a> Forward<'a> {
-    pub fn new(model: &'a Model, pool: &'a Pool) -> Self {
-        let rows = Rows::default;
+    /// For sequences of up to `context_tokens`.
+    pub fn new(model: &'a Model, pool: &'a Pool, context_tokens: usize) -> Self {
         Self {
             model,
             pool,
+            context_tokens,
             activations: Activations::default(),
-            stream: rows(),
-            queries: rows(),
-            keys: rows(),
-            values: rows(),
-            attended: rows(),
-            gate: rows(),
-            up: rows(),
-            logits: rows(),
+            stream: Rows::default(),
+            normed: Rows::default(),
+            queries: Rows::default(),
+            keys: Rows::default(),
+            values: Rows::default(),
+            attended: Rows::default(),
+            gate: Rows::default(),
+            up: Rows::default(),
+            added: Rows::default(),
+            experts: experts::Buffers::default(),
+            recurrent: recurrent::Buffers::default(),
+            logits: Rows::default(),
         }
     }
 
@@ -82,129 +117,148 @@ impl<'a> Forward<'a> {
     }
 
     fn compute(&mut self, weights: &Weights, batch: &Batch<'_>, cache: &mut KvCache) {
-        let model = self.model;
-        let tokens: usize = batch.iter().map(|s| s.tokens.len()).sum();
-        self.embed(weights, batch, tokens);
-        let positions = batch.iter().flat_map(|s| s.position..s.position + s.tokens.len());
-        let rotary = Rotary::new(model.config.family.pairing, &weights.rope_frequencies, positions);
-        let mut chunks = chunks(batch, |s| s.tokens.len());
-        for (i, (layer, kv)) in weights.layers.iter().zip(cache.layers_mut()).enumerate() {
-            self.project(layer, kv, &rotary, &chunks);
-            if i + 1 == weights.layers.len() {
-                chunks = self.keep_outputs(batch, &chunks);
-            }
-            self.attend(layer, kv, &chunks);
-            self.feed_forward(layer);
+        self.embed(weights, batch);
+        let mut tokens = self.describe(weights, batch);
+        let layers = weights.parts.layers.len();
+        for i in 0..layers {
+            let kept = (i + 1 == layers).then(|| outputs(batch));
+            self.layer(i, weights, cache, &mut tokens, kept.as_ref());
         }
         self.head(weights);
     }
 
-    /// After the last layer's keys and values nothing more is wanted of the tokens without outputs.
-    fn keep_outputs<'b>(&mut self, batch: &Batch<'b>, all: &[Chunk<'b>]) -> Vec<Chunk<'b>> {
-        let last = |(chunk, s): (&Chunk<'_>, &SequenceStep<'_>)| {
-            chunk.row + chunk.tokens - s.outputs..chunk.row + chunk.tokens
+    fn describe<'b>(&self, weights: &Weights, batch: &Batch<'b>) -> Tokens<'b> {
+        let positions: Vec<usize> =
+            batch.iter().flat_map(|s| s.position..s.position + s.tokens.len()).collect();
+        let ropes = self.model.config.ropes.iter().zip(&weights.parts.ropes);
+        let rotaries = ropes.map(|(rope, table)| {
+            let (frequencies, magnitude) = table.for_context(self.context_tokens);
+            Rotary::new(rope.pairing, frequencies, magnitude, positions.iter().copied())
+        });
+        let chunks = chunks(batch, |s| s.tokens.len());
+        let span = |(chunk, s): (&Chunk<'_>, &SequenceStep<'_>)| Span {
+            row: chunk.row,
+            tokens: chunk.tokens,
+            is_start: chunk.position == 0,
+            slot: s.sequence.slot(),
         };
-        let kept: Vec<usize> = all.iter().zip(batch).flat_map(last).collect();
-        self.stream.keep(&kept);
-        self.queries.keep(&kept);
-        chunks(batch, |s| s.outputs)
+        let spans = chunks.iter().zip(batch).map(span).collect();
+        Tokens { chunks, spans, rotaries: rotaries.collect(), positions }
     }
 
     /// Rows of the token embedding, straight from the model file.
-    fn embed(&mut self, weights: &Weights, batch: &Batch<'_>, tokens: usize) {
-        let (name, format) = &weights.embedding;
-        let width = self.model.config.width;
+    fn embed(&mut self, weights: &Weights, batch: &Batch<'_>) {
+        let (name, format) = &weights.parts.embedding;
+        let config = &self.model.config;
         let table = self.model.gguf.tensor(name).expect("checked when the model was opened").data;
-        let row_bytes = format.row_bytes(width).expect("checked when the model was opened");
-        self.stream.reset(tokens, width);
+        let row_bytes = format.row_bytes(config.width).expect("checked when the model was opened");
+        let tokens: usize = batch.iter().map(|s| s.tokens.len()).sum();
+        self.stream.reset(tokens, config.width);
         for (t, &id) in batch.iter().flat_map(|s| s.tokens).enumerate() {
             format.dequantize_row(&table[id as usize * row_bytes..][..row_bytes], self.stream.row_mut(t));
         }
-    }
-
-    /// Queries, and keys and values into the cache.
-    fn project(&mut self, layer: &Layer, kv: &mut KvLayer, rotary: &Rotary, chunks: &[Chunk<'_>]) {
-        let (context, config) = (self.context(), &self.model.config);
-        let tokens = self.stream.count();
-        let kinds = kinds_for([&layer.query, &layer.key, &layer.value].map(|l| &l.matrix));
-        ops::rms_norm(
-            context,
-            &self.stream,
-            &layer.attention_norm,
-            config.epsilon,
-            kinds,
-            &mut self.activations,
-        );
-        let targets = [
-            (&layer.query, &mut self.queries),
-            (&layer.key, &mut self.keys),
-            (&layer.value, &mut self.values),
-        ];
-        for (linear, rows) in targets {
-            rows.reset(tokens, linear.matrix.rows());
+        if config.embedding_scale != 1.0 {
+            ops::scale(self.context(), &mut self.stream, config.embedding_scale);
         }
-        let mut products = [
-            Product::new(&layer.query.matrix, &mut self.queries),
-            Product::new(&layer.key.matrix, &mut self.keys),
-            Product::new(&layer.value.matrix, &mut self.values),
-        ];
-        ops::multiply(context, &self.activations, &mut products);
-        finish(&layer.query, &mut self.queries);
-        finish(&layer.key, &mut self.keys);
-        finish(&layer.value, &mut self.values);
-
-        let norms = layer.head_norms.as_ref();
-        let norms = norms.map(|(query, key)| HeadNorms { query, key, epsilon: config.epsilon });
-        let (queries, keys) = (&mut self.queries, &mut self.keys);
-        rotate_and_store(context, queries, keys, &self.values, norms, Some(rotary), kv, chunks);
     }
 
-    fn attend(&mut self, layer: &Layer, kv: &KvLayer, chunks: &[Chunk<'_>]) {
-        let (context, config) = (self.context(), &self.model.config);
-        self.attended.reset(self.queries.count(), self.queries.cols());
-        attend(context, kv, &self.queries, config.attention_scale, chunks, &mut self.attended);
-        ops::activate(context, &self.attended, kinds_for([&layer.output.matrix]), &mut self.activations);
-        add_to_stream(context, &layer.output, &self.activations, &mut self.stream, &mut self.queries);
-    }
-
-    fn feed_forward(&mut self, layer: &Layer) {
-        let (context, config) = (self.context(), &self.model.config);
-        let tokens = self.stream.count();
-        let kinds = kinds_for([&layer.gate.matrix, &layer.up.matrix]);
-        ops::rms_norm(
-            context,
-            &self.stream,
-            &layer.feed_forward_norm,
-            config.epsilon,
-            kinds,
-            &mut self.activations,
-        );
-        self.gate.reset(tokens, config.feed_forward);
-        self.up.reset(tokens, config.feed_forward);
-        let (gate, up) = (&mut self.gate, &mut self.up);
-        if layer.gate.is_plain() && layer.up.is_plain() {
-            ops::multiply_swiglu(context, &self.activations, &layer.gate.matrix, &layer.up.matrix, gate, up);
+    /// One layer. After the last one's keys and values nothing more is wanted of the tokens that are not `kept`.
+    fn layer<'b>(
+        &mut self,
+        i: usize,
+        weights: &Weights,
+        cache: &mut KvCache,
+        tokens: &mut Tokens<'b>,
+        kept: Option<&Outputs<'b>>,
+    ) {
+        let config = &self.model.config.layers[i];
+        let layer = &weights.parts.layers[i];
+        self.mix(i, weights, cache, tokens, kept);
+        if config.norms.before_feed_forward == BeforeFeedForward::Parallel {
+            // The feed-forward part sees the stream before anything is added to it.
+            std::mem::swap(&mut self.added, &mut self.attended);
+            self.feed_forward(weights, config, layer, layer.mixer_norm.as_ref());
+            ops::add_scaled(
+                self.context(),
+                &mut self.stream,
+                &self.attended,
+                self.model.config.residual_scale,
+            );
         } else {
-            let mut products = [Product::new(&layer.gate.matrix, gate), Product::new(&layer.up.matrix, up)];
-            ops::multiply(context, &self.activations, &mut products);
-            finish(&layer.gate, &mut self.gate);
-            finish(&layer.up, &mut self.up);
-            ops::silu_mul(context, &mut self.gate, &self.up);
+            self.feed_forward(weights, config, layer, layer.feed_forward_norm.as_ref());
         }
-        ops::activate(context, &self.gate, kinds_for([&layer.down.matrix]), &mut self.activations);
-        add_to_stream(context, &layer.down, &self.activations, &mut self.stream, &mut self.queries);
+    }
+
+    /// The residual stream, after a norm where there is one, as activations.
+    fn activate_stream(&mut self, norm: Option<&Norm>, kinds: Kinds) {
+        let context = self.context();
+        match norm {
+            Some(norm) => ops::norm(context, &self.stream, norm.get(), kinds, &mut self.activations),
+            None => ops::activate(context, &self.stream, kinds, &mut self.activations),
+        }
+    }
+
+    /// The residual stream, after a norm where there is one, as floats.
+    fn norm_stream(&mut self, norm: Option<&Norm>) {
+        match norm {
+            Some(norm) => ops::norm_rows(self.context(), &self.stream, norm.get(), &mut self.normed),
+            None => self.normed.clone_from(&self.stream),
+        }
+    }
+
+    /// Multiplies the activations and adds what comes out to the residual stream, after a norm where there is one.
+    fn add_product(&mut self, weights: &Weights, linear: &Linear, norm: Option<&Norm>) {
+        let context = self.context();
+        let affine = weights.affine(linear);
+        if affine.is_plain() && norm.is_none() && self.model.config.residual_scale == 1.0 {
+            let product = Product { affine, out: &mut self.stream, add: true };
+            return ops::multiply(context, &self.activations, &mut [product]);
+        }
+        self.added.reset(self.activations.tokens(), affine.matrix.rows());
+        ops::multiply(context, &self.activations, &mut [Product::new(affine, &mut self.added)]);
+        self.add(norm);
+    }
+
+    /// Adds `added` to the residual stream, after a norm where there is one.
+    fn add(&mut self, norm: Option<&Norm>) {
+        let context = self.context();
+        if let Some(norm) = norm {
+            let cols = 0..self.added.cols();
+            ops::norm_columns(context, &mut self.added, cols, norm.get());
+        }
+        ops::add_scaled(context, &mut self.stream, &self.added, self.model.config.residual_scale);
     }
 
     /// Norm and output matrix, for the tokens that are left.
     fn head(&mut self, weights: &Weights) {
-        let (context, model) = (self.context(), self.model);
-        let (head, norm) = (&weights.head, &weights.output_norm);
-        let kinds = kinds_for([&head.matrix]);
-        ops::rms_norm(context, &self.stream, norm, model.config.epsilon, kinds, &mut self.activations);
+        let (context, config) = (self.context(), &self.model.config);
+        let head = weights.affine(&weights.parts.head);
+        self.activate_stream(Some(&weights.parts.output_norm), kinds_for([head.matrix]));
         self.logits.reset(self.stream.count(), head.matrix.rows());
-        ops::multiply(context, &self.activations, &mut [Product::new(&head.matrix, &mut self.logits)]);
-        finish(head, &mut self.logits);
+        ops::multiply(context, &self.activations, &mut [Product::new(head, &mut self.logits)]);
+        if config.logit_scale != 1.0 {
+            ops::scale(context, &mut self.logits, config.logit_scale);
+        }
+        if let Some(cap) = config.logit_soft_cap {
+            ops::soft_cap(context, &mut self.logits, cap);
+        }
     }
+}
+
+/// The tokens whose logits are wanted.
+struct Outputs<'b> {
+    /// Their rows among all tokens of the batch.
+    rows: Vec<usize>,
+    chunks: Vec<Chunk<'b>>,
+}
+
+fn outputs<'b>(batch: &Batch<'b>) -> Outputs<'b> {
+    let mut end = 0;
+    let last = |s: &SequenceStep<'_>| {
+        end += s.tokens.len();
+        end - s.outputs..end
+    };
+    Outputs { rows: batch.iter().flat_map(last).collect(), chunks: chunks(batch, |s| s.outputs) }
 }
 
 /// The last `tokens(s)` tokens of every sequence, one sequence after the other.
@@ -214,35 +268,7 @@ fn chunks<'b>(batch: &Batch<'b>, tokens: impl Fn(&SequenceStep<'b>) -> usize) ->
         let tokens = tokens(s);
         let position = s.position + s.tokens.len() - tokens;
         row += tokens;
-        Chunk { row: row - tokens, tokens, position, pages: s.pages }
+        Chunk { row: row - tokens, tokens, position, pages: s.sequence.pages() }
     };
     batch.iter().map(chunk).collect()
-}
-
-/// What follows the matrix of a linear part.
-fn finish(linear: &Linear, rows: &mut Rows) {
-    if linear.scale != 1.0 {
-        ops::scale(rows, linear.scale);
-    }
-    if let Some(bias) = &linear.bias {
-        ops::add_bias(rows, bias);
-    }
-}
-
-/// `stream += linear(activations)`; `scratch` is only used where something follows the matrix.
-fn add_to_stream(
-    context: Context<'_>,
-    linear: &Linear,
-    activations: &Activations,
-    stream: &mut Rows,
-    scratch: &mut Rows,
-) {
-    let matrix: &Matrix = &linear.matrix;
-    if linear.is_plain() {
-        return ops::multiply(context, activations, &mut [Product { matrix, out: stream, add: true }]);
-    }
-    scratch.reset(stream.count(), stream.cols());
-    ops::multiply(context, activations, &mut [Product::new(matrix, scratch)]);
-    finish(linear, scratch);
-    ops::add(stream, scratch);
 }

@@ -141,7 +141,7 @@ impl PackedFile {
     /// # Errors
     /// If the model is of a kind that is not known, or not whole.
     pub fn new(gguf: &Gguf, isa: Isa, folder: &Path) -> Result<PackedFile, ModelError> {
-        let plan = weights::plan(gguf, &Config::read(gguf)?)?;
+        let (plan, _) = weights::plan(gguf, &Config::read(gguf)?)?;
         Ok(PackedFile::of_plan(gguf, Arc::new(plan), isa, folder))
     }
 

@@ -7,10 +7,9 @@
 //!
 //! What it refuses to do: say anything (a [`Listener`] may), or trust a file because of its name.
 
-use super::config::Config;
 use super::packed::{Fault, Made, PackedFile, Work, packed_bytes, segments, source};
-use super::weights::{self, Entry, Plan, Weights};
-use super::{ModelError, OpenOptions, Packing, Progress};
+use super::weights::{Entry, Parts, Plan, Weights};
+use super::{OpenOptions, Packing, Progress};
 use crate::gguf::Gguf;
 use crate::mmap::Map;
 use kernels::matrix::AlignedBytes;
@@ -92,8 +91,8 @@ pub(crate) struct Store {
 #[derive(Debug)]
 struct Shared {
     gguf: Arc<Gguf>,
-    config: Config,
     plan: Arc<Plan>,
+    parts: Arc<Parts>,
     isa: Isa,
     listener: Listener,
     state: Mutex<State>,
@@ -132,20 +131,20 @@ impl Store {
     /// Finds or packs the weights. `progress` hears of what is packed before this returns.
     pub(crate) fn open(
         gguf: &Arc<Gguf>,
-        config: Config,
         plan: Plan,
+        parts: Parts,
         options: &OpenOptions,
         pool: &Pool,
         progress: &mut dyn FnMut(Progress),
-    ) -> Result<Store, ModelError> {
-        let plan = Arc::new(plan);
+    ) -> Store {
+        let (plan, parts) = (Arc::new(plan), Arc::new(parts));
         let (matrices, outcome, task) = first_matrices(gguf, &plan, options, pool, progress);
-        let weights = Arc::new(weights::assemble(gguf, &config, &plan, matrices)?);
+        let weights = Arc::new(Weights::new(Arc::clone(&parts), &matrices));
         let is_plain = matches!(outcome, Outcome::Plain { .. });
         let verdict = if matches!(task, Some(Task::Verify(..))) { Verdict::Pending } else { Verdict::Sound };
         let shared = Arc::new(Shared {
             gguf: Arc::clone(gguf),
-            config,
+            parts,
             packed_bytes: AtomicU64::new(if is_plain { 0 } else { plan.packed_bytes() }),
             plan,
             isa: options.isa,
@@ -161,7 +160,7 @@ impl Store {
             let spawned = thread::Builder::new().name(name).spawn(move || shared.work(task, threads));
             spawned.expect("a thread can be started")
         });
-        Ok(Store { shared, worker })
+        Store { shared, worker }
     }
 
     /// The weights to compute the next step with.
@@ -340,7 +339,7 @@ impl Shared {
     fn give_up(&self, file: &PackedFile, fault: &Fault) {
         let path = file.path();
         self.packed_bytes.store(0, Ordering::Relaxed);
-        let weights = self.assemble(plain(&self.gguf, &self.plan, self.isa));
+        let weights = self.assemble(&plain(&self.gguf, &self.plan, self.isa));
         self.change(|state| {
             let damaged = std::mem::replace(&mut state.weights, weights);
             state.verdict = Verdict::Damaged(Arc::downgrade(&damaged));
@@ -374,15 +373,14 @@ impl Shared {
                 (matrices, Outcome::MemoryInstead { path: path.to_owned(), error: Arc::new(error) })
             }
         };
-        let weights = self.assemble(matrices);
+        let weights = self.assemble(&matrices);
         self.change(|state| (state.weights, state.outcome) = (weights, outcome));
         self.packed_bytes.store(self.plan.packed_bytes(), Ordering::Relaxed);
         self.listener.tell(News::Done { path });
     }
 
-    fn assemble(&self, matrices: Vec<Matrix>) -> Arc<Weights> {
-        let assembled = weights::assemble(&self.gguf, &self.config, &self.plan, matrices);
-        Arc::new(assembled.expect("what lies beside the matrices was read when the model was opened"))
+    fn assemble(&self, matrices: &[Matrix]) -> Arc<Weights> {
+        Arc::new(Weights::new(Arc::clone(&self.parts), matrices))
     }
 }
 

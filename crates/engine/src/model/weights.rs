@@ -1,11 +1,20 @@
 //! Which tensors a model is made of, and the parts of a layer that they become.
+//!
+//! One walk over a [`Config`] finds and checks every tensor. What is small (norms, biases) is read at once; matrices are
+//! noted in a [`Plan`], in the order in which they are packed and used, and take their place in [`Weights`] when they
+//! have been packed or mapped. Weights can therefore be exchanged by exchanging matrices, which cannot fail.
 
-use super::config::Config;
+use super::config::{self, BeforeFeedForward, Config, HeadNorms};
+use super::rope::Factors;
 use super::{ModelError, format_of};
 use crate::gguf::{Gguf, TensorInfo};
 use kernels::format::Format;
 use kernels::matrix::Shape;
+use kernels::ops::{self, Affine, NormKind};
+use kernels::recurrent::Convolution;
 use kernels::{Layout, Matrix};
+use std::ops::Range;
+use std::sync::Arc;
 
 /// The matrices of a model in the order in which they are packed and used.
 #[derive(Debug)]
@@ -17,15 +26,42 @@ pub(crate) struct Plan {
 pub(crate) struct Entry {
     pub(crate) tensor: String,
     pub(crate) shape: Shape,
+    /// One token reads `used` of `parts` equal parts: all of one, or some of many experts.
+    pub(crate) used: usize,
+    pub(crate) parts: usize,
 }
 
 impl Plan {
     /// Bytes of all packed matrices.
     pub(crate) fn packed_bytes(&self) -> u64 {
-        let bytes = |e: &Entry| e.shape.packed_bytes().expect("checked when planned") as u64;
-        self.entries.iter().map(bytes).sum()
+        self.entries.iter().map(Entry::packed_bytes).sum()
+    }
+
+    /// Bytes of packed matrices that one token reads.
+    pub(crate) fn bytes_per_token(&self) -> u64 {
+        self.entries.iter().map(|entry| entry.of_token(entry.packed_bytes())).sum()
+    }
+
+    /// Multiply-adds of one token with the matrices of all layers: all but the last, which is the output matrix.
+    pub(crate) fn layer_macs_per_token(&self) -> u64 {
+        let layers = &self.entries[..self.entries.len() - 1];
+        layers.iter().map(|entry| entry.of_token((entry.shape.rows * entry.shape.cols) as u64)).sum()
     }
 }
+
+impl Entry {
+    fn packed_bytes(&self) -> u64 {
+        self.shape.packed_bytes().expect("checked when planned") as u64
+    }
+
+    fn of_token(&self, whole: u64) -> u64 {
+        whole / self.parts as u64 * self.used as u64
+    }
+}
+
+/// The place of a matrix among [`Weights`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MatrixId(usize);
 
 /// A matrix with what may follow it: `y = scale * (matrix x) + bias`.
 ///
@@ -33,99 +69,618 @@ impl Plan {
 /// feed-forward part after; here the bias of the latter is scaled once, when it is read.
 #[derive(Debug)]
 pub(crate) struct Linear {
-    pub(crate) matrix: Matrix,
+    pub(crate) matrix: MatrixId,
     pub(crate) scale: f32,
     pub(crate) bias: Option<Vec<f32>>,
 }
 
-impl Linear {
-    /// Nothing follows the matrix.
-    pub(crate) fn is_plain(&self) -> bool {
-        self.scale == 1.0 && self.bias.is_none()
+/// A norm's weights.
+#[derive(Debug)]
+pub(crate) struct Norm {
+    kind: NormKind,
+    epsilon: f32,
+    weight: Vec<f32>,
+    bias: Option<Vec<f32>>,
+}
+
+impl Norm {
+    pub(crate) fn get(&self) -> ops::Norm<'_> {
+        ops::Norm { kind: self.kind, weight: &self.weight, bias: self.bias.as_deref(), epsilon: self.epsilon }
     }
 }
 
 #[derive(Debug)]
 pub(crate) struct Layer {
-    pub(crate) attention_norm: Vec<f32>,
+    pub(crate) mixer_norm: Option<Norm>,
+    pub(crate) mixer: Mixer,
+    pub(crate) mixed_norm: Option<Norm>,
+    pub(crate) feed_forward_norm: Option<Norm>,
+    pub(crate) feed_forward: FeedForward,
+    pub(crate) fed_forward_norm: Option<Norm>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Mixer {
+    Attention(Attention),
+    Latent(Latent),
+    ShortConvolution(ShortConvolution),
+    Mamba(Mamba),
+    DeltaNet(DeltaNet),
+}
+
+#[derive(Debug)]
+pub(crate) struct Latent {
+    pub(crate) query: LatentQuery,
+    /// To the latent vector and the part of a key that is turned.
+    pub(crate) latent: Linear,
+    pub(crate) latent_norm: Norm,
+    /// For each head, from the part of a query that is not turned to one that meets latent vectors.
+    pub(crate) key: Vec<Linear>,
+    /// For each head, from a mixture of latent vectors to one of values.
+    pub(crate) value: Vec<Linear>,
+    pub(crate) output: Linear,
+}
+
+#[derive(Debug)]
+pub(crate) enum LatentQuery {
+    Direct(Linear),
+    /// By way of a short vector, which is normed.
+    Short {
+        down: Linear,
+        norm: Norm,
+        up: Linear,
+    },
+}
+
+#[derive(Debug)]
+pub(crate) struct ShortConvolution {
+    /// To a gate before the convolution, one after it, and what goes through both.
+    pub(crate) input: Linear,
+    pub(crate) convolution: Convolution,
+    pub(crate) output: Linear,
+}
+
+#[derive(Debug)]
+pub(crate) struct Mamba {
+    /// To a gate, the convolution's channels, and a step for each head.
+    pub(crate) input: Linear,
+    pub(crate) convolution: Convolution,
+    pub(crate) step_bias: Vec<f32>,
+    /// The logarithm of what is left of a head's state after a step of 1.
+    pub(crate) decay: Vec<f32>,
+    /// How much of a head's input goes past its state.
+    pub(crate) skip: Vec<f32>,
+    /// For each group.
+    pub(crate) norms: Vec<Norm>,
+    pub(crate) output: Linear,
+}
+
+#[derive(Debug)]
+pub(crate) struct DeltaNet {
+    /// To queries, keys and values, before the convolution.
+    pub(crate) input: Linear,
+    pub(crate) gate: Linear,
+    /// To a step and a rate for each head.
+    pub(crate) step: Linear,
+    pub(crate) rate: Linear,
+    pub(crate) convolution: Convolution,
+    pub(crate) step_bias: Vec<f32>,
+    /// The logarithm of what is left of a head's state after a step of 1.
+    pub(crate) decay: Vec<f32>,
+    pub(crate) norm: Norm,
+    pub(crate) output: Linear,
+}
+
+#[derive(Debug)]
+pub(crate) struct Attention {
     pub(crate) query: Linear,
     pub(crate) key: Linear,
     pub(crate) value: Linear,
-    pub(crate) head_norms: Option<(Vec<f32>, Vec<f32>)>,
     pub(crate) output: Linear,
-    pub(crate) feed_forward_norm: Vec<f32>,
+    pub(crate) head_norms: Option<(Vec<f32>, Vec<f32>)>,
+    pub(crate) sinks: Option<Vec<f32>>,
+}
+
+#[derive(Debug)]
+pub(crate) enum FeedForward {
+    None,
+    Dense(Dense),
+    Experts(Experts),
+}
+
+#[derive(Debug)]
+pub(crate) struct Dense {
     pub(crate) gate: Linear,
     pub(crate) up: Linear,
     pub(crate) down: Linear,
 }
 
 #[derive(Debug)]
-pub(crate) struct Weights {
+pub(crate) struct Experts {
+    pub(crate) router: Linear,
+    /// Added to an expert's probability when experts are chosen, not when they are weighed.
+    pub(crate) selection_bias: Option<Vec<f32>>,
+    pub(crate) experts: Vec<Dense>,
+    pub(crate) shared: Option<Shared>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) expert: Dense,
+    /// One row, for a token's score.
+    pub(crate) gate: Option<Linear>,
+}
+
+/// Frequencies and the magnitude of a rotary embedding.
+#[derive(Debug)]
+pub(crate) struct RopeTable {
+    short: (Vec<f32>, f32),
+    /// For contexts of more than so many tokens.
+    long: Option<(usize, (Vec<f32>, f32))>,
+}
+
+impl RopeTable {
+    /// What turns heads in a context of so many tokens.
+    pub(crate) fn for_context(&self, tokens: usize) -> (&[f32], f32) {
+        let (frequencies, magnitude) = match &self.long {
+            Some((original_tokens, long)) if tokens > *original_tokens => long,
+            _ => &self.short,
+        };
+        (frequencies, *magnitude)
+    }
+}
+
+/// A model's tensors: small ones as floats, matrices by their place.
+#[derive(Debug)]
+pub(crate) struct Parts {
     /// Where rows of the token embedding are read from, in the file's own format.
     pub(crate) embedding: (String, Format),
     pub(crate) layers: Vec<Layer>,
-    pub(crate) output_norm: Vec<f32>,
+    pub(crate) output_norm: Norm,
     pub(crate) head: Linear,
-    /// Per layer-independent pair of elements, how far a head turns per position.
-    pub(crate) rope_frequencies: Vec<f32>,
+    pub(crate) ropes: Vec<RopeTable>,
+    /// By [`MatrixId`]: rows of which planned matrix.
+    slices: Vec<(usize, Range<usize>)>,
 }
 
-/// The matrices of one layer: name, rows, columns.
-fn layer_matrices(config: &Config) -> [(&'static str, usize, usize); 7] {
-    let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-    [
-        ("attn_q", queries, config.width),
-        ("attn_k", keys, config.width),
-        ("attn_v", keys, config.width),
-        ("attn_output", config.width, queries),
-        ("ffn_gate", config.feed_forward, config.width),
-        ("ffn_up", config.feed_forward, config.width),
-        ("ffn_down", config.width, config.feed_forward),
-    ]
+/// The weights that a step computes with.
+#[derive(Debug)]
+pub(crate) struct Weights {
+    pub(crate) parts: Arc<Parts>,
+    matrices: Vec<Matrix>,
 }
 
-/// How many weights the matrices of all layers have.
-pub(crate) fn layer_weights(config: &Config) -> u64 {
-    let layer: usize = layer_matrices(config).iter().map(|&(_, rows, cols)| rows * cols).sum();
-    layer as u64 * config.layers as u64
+impl Weights {
+    /// Puts the planned matrices, in the plan's order, in their places.
+    pub(crate) fn new(parts: Arc<Parts>, planned: &[Matrix]) -> Weights {
+        let slice = |(entry, rows): &(usize, Range<usize>)| {
+            planned[*entry].slice(rows.clone()).expect("checked when planned")
+        };
+        let matrices = parts.slices.iter().map(slice).collect();
+        Weights { parts, matrices }
+    }
+
+    pub(crate) fn matrix(&self, linear: &Linear) -> &Matrix {
+        &self.matrices[linear.matrix.0]
+    }
+
+    pub(crate) fn affine<'a>(&'a self, linear: &'a Linear) -> Affine<'a> {
+        Affine { matrix: self.matrix(linear), scale: linear.scale, bias: linear.bias.as_deref() }
+    }
 }
 
-/// Finds and checks every matrix of the model.
-pub(crate) fn plan(gguf: &Gguf, config: &Config) -> Result<Plan, ModelError> {
-    let mut entries = Vec::new();
-    for layer in 0..config.layers {
-        for (name, rows, cols) in layer_matrices(config) {
-            entries.push(entry(gguf, format!("blk.{layer}.{name}.weight"), rows, cols)?);
+/// Finds and checks every tensor of the model.
+pub(crate) fn plan(gguf: &Gguf, config: &Config) -> Result<(Plan, Parts), ModelError> {
+    let mut walk = Walk { gguf, config, entries: Vec::new(), slices: Vec::new() };
+    let layers = config.layers.iter().enumerate();
+    let layers = layers.map(|(i, layer)| walk.layer(i, layer)).collect::<Result<_, _>>()?;
+    let output_norm = walk.norm(config.output_norm)?;
+    find(gguf, "token_embd.weight", &[config.width as u64, config.vocabulary as u64])?;
+    // A model without an output matrix of its own ties it to the embedding.
+    let head = if gguf.tensor("output.weight").is_some() { "output" } else { "token_embd" };
+    let head = walk.linear(head, config.vocabulary, config.width, Scales::BeforeBias)?;
+    let ropes = config.ropes.iter().map(|rope| rope_table(gguf, rope)).collect::<Result<_, _>>()?;
+    let embedding = gguf.tensor("token_embd.weight").and_then(|t| format_of(t.info.ty));
+    let embedding = ("token_embd.weight".to_owned(), embedding.expect("checked when planned"));
+    let Walk { entries, slices, .. } = walk;
+    Ok((Plan { entries }, Parts { embedding, layers, output_norm, head, ropes, slices }))
+}
+
+fn rope_table(gguf: &Gguf, rope: &super::rope::Rope) -> Result<RopeTable, ModelError> {
+    let factors = |name: &str| optional_floats(gguf, name, rope.dims / 2);
+    let Factors::File { original_tokens } = rope.factors else {
+        return Ok(RopeTable { short: rope.frequencies(None), long: None });
+    };
+    if let Some(factors) = factors("rope_freqs.weight")? {
+        return Ok(RopeTable { short: rope.frequencies(Some(&factors)), long: None });
+    }
+    let (short, long) = (factors("rope_factors_short.weight")?, factors("rope_factors_long.weight")?);
+    Ok(RopeTable {
+        short: rope.frequencies(short.as_deref()),
+        long: long.map(|long| (original_tokens, rope.frequencies(Some(&long)))),
+    })
+}
+
+/// When a matrix's scale is applied, if at all.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scales {
+    BeforeBias,
+    AfterBias,
+    Never,
+}
+
+/// Finds one tensor after the other.
+struct Walk<'a> {
+    gguf: &'a Gguf,
+    config: &'a Config,
+    entries: Vec<Entry>,
+    slices: Vec<(usize, Range<usize>)>,
+}
+
+impl Walk<'_> {
+    fn layer(&mut self, i: usize, layer: &config::Layer) -> Result<Layer, ModelError> {
+        let prefix = format!("blk.{i}.");
+        let norm = |walk: &Self, name: Option<&str>| {
+            name.map(|name| walk.norm(&format!("{prefix}{name}"))).transpose()
+        };
+        let before_feed_forward = match layer.norms.before_feed_forward {
+            BeforeFeedForward::Norm(name) => Some(name),
+            BeforeFeedForward::Nothing | BeforeFeedForward::Parallel => None,
+        };
+        let mixer_norm = norm(self, layer.norms.mixer)?;
+        let mixer = match &layer.mixer {
+            config::Mixer::Attention(attention) => Mixer::Attention(self.attention(&prefix, attention)?),
+            config::Mixer::Latent(latent) => Mixer::Latent(self.latent(&prefix, latent)?),
+            config::Mixer::ShortConvolution(convolution) => {
+                Mixer::ShortConvolution(self.short_convolution(&prefix, *convolution)?)
+            }
+            config::Mixer::Mamba(mamba) => Mixer::Mamba(self.mamba(&prefix, *mamba)?),
+            config::Mixer::DeltaNet(net) => Mixer::DeltaNet(self.delta_net(&prefix, *net)?),
+        };
+        let mixed_norm = norm(self, layer.norms.mixed)?;
+        let feed_forward_norm = match layer.feed_forward {
+            config::FeedForward::None => None,
+            _ => norm(self, before_feed_forward)?,
+        };
+        let feed_forward = match &layer.feed_forward {
+            config::FeedForward::None => FeedForward::None,
+            config::FeedForward::Dense { width, .. } => FeedForward::Dense(self.dense(&prefix, "", *width)?),
+            config::FeedForward::Experts(experts) => FeedForward::Experts(self.experts(&prefix, experts)?),
+        };
+        let fed_forward_norm = norm(self, layer.norms.fed_forward)?;
+        Ok(Layer { mixer_norm, mixer, mixed_norm, feed_forward_norm, feed_forward, fed_forward_norm })
+    }
+
+    fn attention(&mut self, prefix: &str, attention: &config::Attention) -> Result<Attention, ModelError> {
+        let (width, dim) = (self.config.width, attention.head_dim);
+        let (queries, keys) = (attention.heads * dim, attention.kv_heads * dim);
+        let with_gates = if attention.gated { 2 * queries } else { queries };
+        let [query, key, value] = self.projections(prefix, [with_gates, keys, keys])?;
+        let output = self.linear(&format!("{prefix}attn_output"), width, queries, Scales::BeforeBias)?;
+        let norm_lens = match attention.head_norms {
+            HeadNorms::None => None,
+            HeadNorms::Each => Some((dim, dim)),
+            HeadNorms::All => Some((queries, keys)),
+        };
+        let weights = |name: &str, len| floats(self.gguf, &format!("{prefix}{name}.weight"), len);
+        let head_norms = match norm_lens {
+            Some((queries, keys)) => Some((weights("attn_q_norm", queries)?, weights("attn_k_norm", keys)?)),
+            None => None,
+        };
+        let sinks = attention.sinks.then(|| weights("attn_sinks", attention.heads)).transpose()?;
+        Ok(Attention { query, key, value, output, head_norms, sinks })
+    }
+
+    fn latent(&mut self, prefix: &str, latent: &config::Latent) -> Result<Latent, ModelError> {
+        let config::Latent { heads, rank, key_dim, turned_dim, value_dim, .. } = *latent;
+        let width = self.config.width;
+        let name = |part: &str| format!("{prefix}{part}");
+        let (scales, queries) = (Scales::Never, heads * (key_dim + turned_dim));
+        let query = match latent.query_rank {
+            None => LatentQuery::Direct(self.linear(&name("attn_q"), queries, width, scales)?),
+            Some(short) => LatentQuery::Short {
+                down: self.linear(&name("attn_q_a"), short, width, scales)?,
+                norm: self.norm_of(&name("attn_q_a_norm"), short)?,
+                up: self.linear(&name("attn_q_b"), queries, short, scales)?,
+            },
+        };
+        let latent = self.linear(&name("attn_kv_a_mqa"), rank + turned_dim, width, scales)?;
+        let latent_norm = self.norm_of(&name("attn_kv_a_norm"), rank)?;
+        let mut of_heads = |part: &str, cols: usize, rows: usize| {
+            let entry = self.entry(&name(part), &[cols, rows, heads])?;
+            let head = |head: usize| {
+                let matrix = self.slice(entry, head * rows..(head + 1) * rows)?;
+                Ok(Linear { matrix, scale: 1.0, bias: None })
+            };
+            (0..heads).map(head).collect::<Result<Vec<_>, ModelError>>()
+        };
+        let key = of_heads("attn_k_b", key_dim, rank)?;
+        let value = of_heads("attn_v_b", rank, value_dim)?;
+        let output = self.linear(&name("attn_output"), width, heads * value_dim, Scales::BeforeBias)?;
+        Ok(Latent { query, latent, latent_norm, key, value, output })
+    }
+
+    fn short_convolution(
+        &mut self,
+        prefix: &str,
+        config::ShortConvolution { taps }: config::ShortConvolution,
+    ) -> Result<ShortConvolution, ModelError> {
+        let width = self.config.width;
+        let name = |part: &str| format!("{prefix}shortconv.{part}");
+        Ok(ShortConvolution {
+            input: self.linear(&name("in_proj"), 3 * width, width, Scales::Never)?,
+            convolution: self.convolution(&name("conv"), taps, width)?,
+            output: self.linear(&name("out_proj"), width, width, Scales::Never)?,
+        })
+    }
+
+    fn mamba(&mut self, prefix: &str, mamba: config::Mamba) -> Result<Mamba, ModelError> {
+        let (width, inner, heads) = (self.config.width, mamba.inner(), mamba.heads);
+        let name = |part: &str| format!("{prefix}{part}");
+        let vector = |part: &str| floats(self.gguf, &name(part), heads);
+        let (step_bias, decay, skip) = (
+            vector("ssm_dt.bias")?,
+            one_each(self.gguf, &name("ssm_a"), heads)?,
+            one_each(self.gguf, &name("ssm_d"), heads)?,
+        );
+        let group = inner / mamba.groups;
+        let weights = optional_matrix_of_floats(self.gguf, &name("ssm_norm.weight"), group, mamba.groups)?;
+        let norms = weights.iter().flat_map(|weights| weights.chunks(group)).map(|weight| Norm {
+            kind: NormKind::RootMeanSquare,
+            epsilon: self.config.epsilon,
+            weight: weight.to_vec(),
+            bias: None,
+        });
+        let norms = norms.collect();
+        Ok(Mamba {
+            input: self.linear(
+                &name("ssm_in"),
+                inner + mamba.channels() + heads,
+                width,
+                Scales::BeforeBias,
+            )?,
+            convolution: self.convolution(&name("ssm_conv1d"), mamba.taps, mamba.channels())?,
+            step_bias,
+            decay,
+            skip,
+            norms,
+            output: self.linear(&name("ssm_out"), width, inner, Scales::BeforeBias)?,
+        })
+    }
+
+    fn delta_net(&mut self, prefix: &str, net: config::DeltaNet) -> Result<DeltaNet, ModelError> {
+        let (width, heads, scales) = (self.config.width, net.value_heads, Scales::BeforeBias);
+        let values = heads * net.value_dim;
+        let name = |part: &str| format!("{prefix}{part}");
+        Ok(DeltaNet {
+            input: self.linear(&name("attn_qkv"), net.channels(), width, scales)?,
+            gate: self.linear(&name("attn_gate"), values, width, scales)?,
+            step: self.linear(&name("ssm_alpha"), heads, width, scales)?,
+            rate: self.linear(&name("ssm_beta"), heads, width, scales)?,
+            convolution: self.convolution(&name("ssm_conv1d"), net.taps, net.channels())?,
+            step_bias: floats(self.gguf, &name("ssm_dt.bias"), heads)?,
+            decay: floats(self.gguf, &name("ssm_a"), heads)?,
+            norm: self.norm_of(&name("ssm_norm"), net.value_dim)?,
+            output: self.linear(&name("ssm_out"), width, values, scales)?,
+        })
+    }
+
+    /// A convolution for each channel, which the file has channel by channel.
+    fn convolution(&self, name: &str, taps: usize, channels: usize) -> Result<Convolution, ModelError> {
+        let weights =
+            decoded(self.gguf, find(self.gguf, &format!("{name}.weight"), &[taps as u64, channels as u64])?)?;
+        let tap = |tap: usize| weights.chunks(taps).map(|channel| channel[tap]).collect();
+        let bias = optional_floats(self.gguf, &format!("{name}.bias"), channels)?;
+        Ok(Convolution { taps: (0..taps).map(tap).collect(), bias })
+    }
+
+    /// Queries, keys and values: three matrices, or one with the rows of all.
+    fn projections(&mut self, prefix: &str, rows: [usize; 3]) -> Result<[Linear; 3], ModelError> {
+        let width = self.config.width;
+        let fused = format!("{prefix}attn_qkv");
+        let names = ["attn_q", "attn_k", "attn_v"].map(|name| format!("{prefix}{name}"));
+        if self.gguf.tensor(&format!("{fused}.weight")).is_none() {
+            let [q, k, v] = names;
+            let mut linear = |name: String, rows| self.linear(&name, rows, width, Scales::BeforeBias);
+            return Ok([linear(q, rows[0])?, linear(k, rows[1])?, linear(v, rows[2])?]);
+        }
+        let all = rows.iter().sum();
+        let entry = self.entry(&fused, &[width, all])?;
+        let scale = self.scale(&fused, Scales::BeforeBias)?;
+        let bias = optional_floats(self.gguf, &format!("{fused}.bias"), all)?;
+        let mut start = 0;
+        let mut part = |i: usize| -> Result<Linear, ModelError> {
+            let range = start..start + rows[i];
+            start = range.end;
+            let bias = match &bias {
+                Some(bias) => Some(bias[range.clone()].to_vec()),
+                None => optional_floats(self.gguf, &format!("{}.bias", names[i]), rows[i])?,
+            };
+            Ok(Linear { matrix: self.slice(entry, range)?, scale, bias })
+        };
+        Ok([part(0)?, part(1)?, part(2)?])
+    }
+
+    /// A feed-forward part; `suffix` tells the one of a shared expert from others.
+    fn dense(&mut self, prefix: &str, suffix: &str, between: usize) -> Result<Dense, ModelError> {
+        let width = self.config.width;
+        let name = |part: &str| format!("{prefix}ffn_{part}{suffix}");
+        let scales = self.feed_forward_scales();
+        let up = self.gguf.tensor(&format!("{}.weight", name("up")));
+        let is_fused = up.is_some_and(|up| up.info.shape.get(1) == Some(&(2 * between as u64)));
+        if !is_fused || self.gguf.tensor(&format!("{}.weight", name("gate"))).is_some() {
+            let gate = self.linear(&name("gate"), between, width, scales)?;
+            let up = self.linear(&name("up"), between, width, scales)?;
+            let down = self.linear(&name("down"), width, between, scales)?;
+            return Ok(Dense { gate, up, down });
+        }
+        // The rows of the gate, then the others.
+        let entry = self.entry(&name("up"), &[width, 2 * between])?;
+        let scale = self.scale(&name("up"), scales)?;
+        let bias = optional_floats(self.gguf, &format!("{}.bias", name("up")), 2 * between)?;
+        let mut half = |range: Range<usize>| -> Result<Linear, ModelError> {
+            let bias = bias.as_ref().map(|bias| bias[range.clone()].iter().map(|b| b * scale).collect());
+            Ok(Linear { matrix: self.slice(entry, range)?, scale, bias })
+        };
+        let (gate, up) = (half(0..between)?, half(between..2 * between)?);
+        Ok(Dense { gate, up, down: self.linear(&name("down"), width, between, scales)? })
+    }
+
+    fn experts(&mut self, prefix: &str, experts: &config::Experts) -> Result<Experts, ModelError> {
+        let (width, count, between) = (self.config.width, experts.count, experts.width);
+        let router = self.linear(&format!("{prefix}ffn_gate_inp"), count, width, Scales::Never)?;
+        let selection_bias = optional_floats(self.gguf, &format!("{prefix}exp_probs_b.bias"), count)?;
+        let fused = format!("{prefix}ffn_gate_up_exps");
+        let (gates, ups) = if self.gguf.tensor(&format!("{fused}.weight")).is_some() {
+            let entry = self.expert_entry(&fused, [width, 2 * between], experts)?;
+            let half = |half: usize| {
+                move |expert: usize| {
+                    let start = (2 * expert + half) * between;
+                    start..start + between
+                }
+            };
+            (
+                self.of_experts(&fused, entry, count, between, half(0))?,
+                self.of_experts(&fused, entry, count, between, half(1))?,
+            )
+        } else {
+            let mut all = |name: &str| {
+                let name = format!("{prefix}ffn_{name}_exps");
+                let entry = self.expert_entry(&name, [width, between], experts)?;
+                self.of_experts(&name, entry, count, between, |i| i * between..(i + 1) * between)
+            };
+            (all("gate")?, all("up")?)
+        };
+        let down = format!("{prefix}ffn_down_exps");
+        let entry = self.expert_entry(&down, [between, width], experts)?;
+        let downs = self.of_experts(&down, entry, count, width, |i| i * width..(i + 1) * width)?;
+        let experts_of = gates.into_iter().zip(ups).zip(downs);
+        let shared = match experts.shared {
+            None => None,
+            Some(shared) => Some(Shared {
+                expert: self.dense(prefix, "_shexp", shared.width)?,
+                gate: match shared.gated {
+                    true => {
+                        Some(self.linear(&format!("{prefix}ffn_gate_inp_shexp"), 1, width, Scales::Never)?)
+                    }
+                    false => None,
+                },
+            }),
+        };
+        Ok(Experts {
+            router,
+            selection_bias,
+            experts: experts_of.map(|((gate, up), down)| Dense { gate, up, down }).collect(),
+            shared,
+        })
+    }
+
+    /// The matrices of all experts in one tensor: `rows_of` an expert in it, with scales and biases an expert each.
+    fn of_experts(
+        &mut self,
+        name: &str,
+        entry: usize,
+        count: usize,
+        rows: usize,
+        rows_of: impl Fn(usize) -> Range<usize>,
+    ) -> Result<Vec<Linear>, ModelError> {
+        let scales = match self.feed_forward_scales() {
+            Scales::Never => None,
+            _ => optional_floats(self.gguf, &format!("{name}.scale"), count)?,
+        };
+        let biases = optional_matrix_of_floats(self.gguf, &format!("{name}.bias"), rows, count)?;
+        (0..count)
+            .map(|expert| {
+                Ok(Linear {
+                    matrix: self.slice(entry, rows_of(expert))?,
+                    scale: scales.as_ref().map_or(1.0, |scales| scales[expert]),
+                    bias: biases.as_ref().map(|biases| biases[expert * rows..][..rows].to_vec()),
+                })
+            })
+            .collect()
+    }
+
+    fn feed_forward_scales(&self) -> Scales {
+        if self.config.feed_forward_scales { Scales::AfterBias } else { Scales::Never }
+    }
+
+    fn linear(&mut self, name: &str, rows: usize, cols: usize, scales: Scales) -> Result<Linear, ModelError> {
+        let entry = self.entry(name, &[cols, rows])?;
+        let matrix = self.slice(entry, 0..rows)?;
+        let scale = self.scale(name, scales)?;
+        let mut bias = optional_floats(self.gguf, &format!("{name}.bias"), rows)?;
+        if scales == Scales::AfterBias {
+            bias.iter_mut().flatten().for_each(|b| *b *= scale);
+        }
+        Ok(Linear { matrix, scale, bias })
+    }
+
+    fn scale(&self, name: &str, scales: Scales) -> Result<f32, ModelError> {
+        match scales {
+            Scales::Never => Ok(1.0),
+            _ => Ok(optional_floats(self.gguf, &format!("{name}.scale"), 1)?.map_or(1.0, |s| s[0])),
         }
     }
-    // A model without an output matrix of its own ties it to the embedding.
-    let head = if gguf.tensor("output.weight").is_some() { "output.weight" } else { "token_embd.weight" };
-    entry(gguf, "token_embd.weight".to_owned(), config.vocabulary, config.width)?;
-    entries.push(entry(gguf, head.to_owned(), config.vocabulary, config.width)?);
-    Ok(Plan { entries })
-}
 
-fn entry(gguf: &Gguf, tensor: String, rows: usize, cols: usize) -> Result<Entry, ModelError> {
-    let info = find(gguf, &tensor, &[cols as u64, rows as u64])?;
-    let unknown = || ModelError::UnknownFormat {
-        name: tensor.clone(),
-        format: info.ty.name(),
-        known: Format::ALL.map(Format::name).join(", "),
-    };
-    let format = format_of(info.ty).ok_or_else(unknown)?;
-    let shape = Shape { format, rows, cols };
-    // The reader guarantees whole blocks; integer layouts also need whole groups, which blocks of 32 are.
-    debug_assert!(Layout::of(format).is_float() || cols.is_multiple_of(32));
-    if shape.packed_bytes().is_none() {
-        return Err(ModelError::Unsupported { what: format!("a matrix of {rows} x {cols}") });
+    /// A norm of the residual stream.
+    fn norm(&self, name: &str) -> Result<Norm, ModelError> {
+        self.norm_of(name, self.config.width)
     }
-    Ok(Entry { tensor, shape })
+
+    fn norm_of(&self, name: &str, len: usize) -> Result<Norm, ModelError> {
+        let kind = self.config.norm;
+        let bias = match kind {
+            NormKind::RootMeanSquare => None,
+            NormKind::Layer => optional_floats(self.gguf, &format!("{name}.bias"), len)?,
+        };
+        let weight = floats(self.gguf, &format!("{name}.weight"), len)?;
+        Ok(Norm { kind, epsilon: self.config.epsilon, weight, bias })
+    }
+
+    /// Notes a tensor of matrices, and returns its place in the plan.
+    fn expert_entry(
+        &mut self,
+        name: &str,
+        [cols, rows]: [usize; 2],
+        experts: &config::Experts,
+    ) -> Result<usize, ModelError> {
+        let entry = self.entry(name, &[cols, rows, experts.count])?;
+        (self.entries[entry].used, self.entries[entry].parts) = (experts.used, experts.count);
+        Ok(entry)
+    }
+
+    /// Notes a matrix, or several in one tensor, and returns its place in the plan.
+    fn entry(&mut self, name: &str, dims: &[usize]) -> Result<usize, ModelError> {
+        let tensor = format!("{name}.weight");
+        let wanted: Vec<u64> = dims.iter().map(|&dim| dim as u64).collect();
+        let info = find(self.gguf, &tensor, &wanted)?;
+        let format = format_of(info.ty).ok_or_else(|| unknown_format(&tensor, info))?;
+        let shape = Shape { format, rows: dims[1..].iter().product(), cols: dims[0] };
+        // The reader guarantees whole blocks; integer layouts also need whole groups, which blocks of 32 are.
+        debug_assert!(Layout::of(format).is_float() || shape.cols.is_multiple_of(32));
+        if shape.packed_bytes().is_none() {
+            let what = format!("a matrix of {} x {}", shape.rows, shape.cols);
+            return Err(ModelError::Unsupported { what });
+        }
+        self.entries.push(Entry { tensor, shape, used: 1, parts: 1 });
+        Ok(self.entries.len() - 1)
+    }
+
+    /// Some of the rows of a planned matrix, as a matrix of its own.
+    fn slice(&mut self, entry: usize, rows: Range<usize>) -> Result<MatrixId, ModelError> {
+        let Entry { tensor, shape, .. } = &self.entries[entry];
+        if !shape.can_be_cut(&rows) {
+            let what = format!("tensor {tensor:?} cut at rows {} and {}", rows.start, rows.end);
+            return Err(ModelError::Unsupported { what });
+        }
+        self.slices.push((entry, rows));
+        Ok(MatrixId(self.slices.len() - 1))
+    }
 }
 
 fn find<'a>(gguf: &'a Gguf, name: &str, wanted: &[u64]) -> Result<&'a TensorInfo, ModelError> {
     let tensor = gguf.tensor(name).ok_or_else(|| ModelError::MissingTensor { name: name.to_owned() })?;
-    let dims = tensor.info.shape.iter().rev().skip_while(|&&d| d == 1).count();
-    if tensor.info.shape[..dims] != *trimmed(wanted) {
+    if trimmed(&tensor.info.shape) != trimmed(wanted) {
         let (found, wanted) = (tensor.info.shape.clone(), wanted.to_vec());
         return Err(ModelError::TensorShape { name: name.to_owned(), found, wanted });
     }
@@ -138,71 +693,6 @@ fn trimmed(shape: &[u64]) -> &[u64] {
     &shape[..dims]
 }
 
-/// Puts packed matrices (in the plan's order) and small tensors together.
-pub(crate) fn assemble(
-    gguf: &Gguf,
-    config: &Config,
-    plan: &Plan,
-    matrices: Vec<Matrix>,
-) -> Result<Weights, ModelError> {
-    let mut matrices = plan.entries.iter().zip(matrices);
-    let mut next = |gguf: &Gguf| {
-        let (entry, matrix) = matrices.next().expect("a matrix for every entry");
-        linear(gguf, config, entry, matrix)
-    };
-    let mut layers = Vec::with_capacity(config.layers);
-    for i in 0..config.layers {
-        let [query, key, value] = [next(gguf)?, next(gguf)?, next(gguf)?];
-        let [output, gate, up, down] = [next(gguf)?, next(gguf)?, next(gguf)?, next(gguf)?];
-        let head_norms = if config.family.head_norms {
-            let norm = |name: &str| floats(gguf, &format!("blk.{i}.{name}.weight"), config.head_dim);
-            Some((norm("attn_q_norm")?, norm("attn_k_norm")?))
-        } else {
-            None
-        };
-        let norm = |name: &str| floats(gguf, &format!("blk.{i}.{name}.weight"), config.width);
-        let (attention_norm, feed_forward_norm) = (norm("attn_norm")?, norm("ffn_norm")?);
-        layers.push(Layer {
-            attention_norm,
-            query,
-            key,
-            value,
-            head_norms,
-            output,
-            feed_forward_norm,
-            gate,
-            up,
-            down,
-        });
-    }
-    let factors = match config.family.rope_factors {
-        true => optional_floats(gguf, "rope_freqs.weight", config.rope_dims / 2)?,
-        false => None,
-    };
-    let embedding = gguf.tensor("token_embd.weight").and_then(|t| format_of(t.info.ty));
-    Ok(Weights {
-        embedding: ("token_embd.weight".to_owned(), embedding.expect("checked when planned")),
-        layers,
-        output_norm: floats(gguf, "output_norm.weight", config.width)?,
-        head: next(gguf)?,
-        rope_frequencies: config.rope_frequencies(factors.as_deref()),
-    })
-}
-
-fn linear(gguf: &Gguf, config: &Config, entry: &Entry, matrix: Matrix) -> Result<Linear, ModelError> {
-    let base = entry.tensor.strip_suffix(".weight").unwrap_or(&entry.tensor);
-    let feed_forward = base.contains(".ffn_");
-    let scale = match feed_forward && !config.family.feed_forward_scales {
-        true => 1.0,
-        false => optional_floats(gguf, &format!("{base}.scale"), 1)?.map_or(1.0, |s| s[0]),
-    };
-    let mut bias = optional_floats(gguf, &format!("{base}.bias"), matrix.rows())?;
-    if feed_forward {
-        bias.iter_mut().flatten().for_each(|b| *b *= scale);
-    }
-    Ok(Linear { matrix, scale, bias })
-}
-
 fn optional_floats(gguf: &Gguf, name: &str, len: usize) -> Result<Option<Vec<f32>>, ModelError> {
     if gguf.tensor(name).is_none() { Ok(None) } else { floats(gguf, name, len).map(Some) }
 }
@@ -210,12 +700,41 @@ fn optional_floats(gguf: &Gguf, name: &str, len: usize) -> Result<Option<Vec<f32
 /// A vector of any format that is decoded to floats.
 fn floats(gguf: &Gguf, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
     let info = find(gguf, name, &[len as u64])?;
-    let format = format_of(info.ty).ok_or_else(|| ModelError::UnknownFormat {
+    decoded(gguf, info)
+}
+
+/// A number for each of `count` heads, as a row of them or a column.
+fn one_each(gguf: &Gguf, name: &str, count: usize) -> Result<Vec<f32>, ModelError> {
+    match find(gguf, name, &[1, count as u64]) {
+        Ok(info) => decoded(gguf, info),
+        Err(_) => floats(gguf, name, count),
+    }
+}
+
+/// `count` vectors of `len`, one after the other.
+fn optional_matrix_of_floats(
+    gguf: &Gguf,
+    name: &str,
+    len: usize,
+    count: usize,
+) -> Result<Option<Vec<f32>>, ModelError> {
+    if gguf.tensor(name).is_none() {
+        return Ok(None);
+    }
+    decoded(gguf, find(gguf, name, &[len as u64, count as u64])?).map(Some)
+}
+
+fn decoded(gguf: &Gguf, info: &TensorInfo) -> Result<Vec<f32>, ModelError> {
+    let format = format_of(info.ty).ok_or_else(|| unknown_format(&info.name, info))?;
+    let mut out = vec![0.0; info.elements() as usize];
+    format.dequantize_row(gguf.data(info), &mut out);
+    Ok(out)
+}
+
+fn unknown_format(name: &str, info: &TensorInfo) -> ModelError {
+    ModelError::UnknownFormat {
         name: name.to_owned(),
         format: info.ty.name(),
         known: Format::ALL.map(Format::name).join(", "),
-    })?;
-    let mut out = vec![0.0; len];
-    format.dequantize_row(gguf.data(info), &mut out);
-    Ok(out)
+    }
 }

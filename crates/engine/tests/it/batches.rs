@@ -6,6 +6,7 @@ use engine::{Isa, KvCache, KvFormat, OpenOptions, Pool};
 use proptest::prelude::*;
 use stdx::random::Random;
 
+use crate::grown;
 use crate::tiny::{LLAMA, QWEN2, QWEN3, Recipe, Tiny, WIDE};
 
 /// Tokens that each sequence generates.
@@ -27,13 +28,13 @@ fn recipes() -> impl Strategy<Value = Recipe> {
 /// One after the other, a prompt at once, on one thread.
 fn plainly(model: &Model, format: KvFormat, prompt: &[u32]) -> Vec<u32> {
     let pool = Pool::new(1);
-    let mut cache = KvCache::new(model, format, prompt.len() + GENERATED);
-    let mut pages = Vec::new();
-    assert!(cache.reserve(&mut pages, prompt.len() + GENERATED));
-    let mut forward = Forward::new(model, &pool);
+    let mut cache = KvCache::new(model, format, prompt.len() + GENERATED, 1);
+    let mut sequence = cache.open().expect("room for one");
+    assert!(cache.reserve(&mut sequence, prompt.len() + GENERATED));
+    let mut forward = Forward::new(model, &pool, 4096);
     let (mut tokens, mut done) = (prompt.to_vec(), 0);
     while tokens.len() < prompt.len() + GENERATED {
-        let step = SequenceStep { tokens: &tokens[done..], position: done, pages: &pages, outputs: 1 };
+        let step = SequenceStep { tokens: &tokens[done..], position: done, sequence: &sequence, outputs: 1 };
         let next = largest(forward.step(&[step], &mut cache).row(0));
         done = tokens.len();
         tokens.push(next);
@@ -56,11 +57,11 @@ fn in_random_batches(
 ) -> Vec<Vec<u32>> {
     let pool = Pool::new(threads);
     let room: usize = prompts.iter().map(|p| p.len() + GENERATED + 128).sum();
-    let mut cache = KvCache::new(model, format, room);
-    let mut pages = vec![Vec::new(); prompts.len()];
+    let mut cache = KvCache::new(model, format, room, prompts.len());
+    let mut sequences: Vec<_> = prompts.iter().map(|_| cache.open().expect("room for all")).collect();
     let mut tokens = prompts.to_vec();
     let mut done = vec![0; prompts.len()];
-    let mut forward = Forward::new(model, &pool);
+    let mut forward = Forward::new(model, &pool, 4096);
     let length = |i: usize| prompts[i].len() + GENERATED;
     while (0..prompts.len()).any(|i| tokens[i].len() < length(i)) {
         let mut counts = vec![0; prompts.len()];
@@ -68,13 +69,13 @@ fn in_random_batches(
             if tokens[i].len() < length(i) && random.below(4) > 0 {
                 counts[i] = 1 + random.below((tokens[i].len() - done[i]) as u64) as usize;
             }
-            assert!(cache.reserve(&mut pages[i], done[i] + counts[i]));
+            assert!(cache.reserve(&mut sequences[i], done[i] + counts[i]));
         }
         let busy: Vec<usize> = (0..prompts.len()).filter(|&i| counts[i] > 0).collect();
         let step = |&i: &usize| SequenceStep {
             tokens: &tokens[i][done[i]..][..counts[i]],
             position: done[i],
-            pages: &pages[i],
+            sequence: &sequences[i],
             outputs: usize::from(done[i] + counts[i] == tokens[i].len()),
         };
         let batch: Vec<_> = busy.iter().map(step).collect();
@@ -117,3 +118,37 @@ proptest! {
         }
     }
 }
+
+/// Every family, and all of them.
+#[test]
+fn greedy_tokens_of_every_family_do_not_depend_on_the_schedule() {
+    let names: Vec<_> = engine::model::families::all().map(|(name, _)| name).collect();
+    for name in &names {
+        assert!(grown::ALL.iter().any(|species| species.family == *name), "no model of family {name}");
+    }
+    for (i, &species) in grown::ALL.iter().enumerate() {
+        for seed in 0..SEEDS {
+            let gguf = grown::grow(species, seed * 100 + i as u64);
+            let mut random = Random::new(seed ^ 0xdead);
+            let prompts: Vec<Vec<u32>> = (0..3)
+                .map(|_| {
+                    let len = 1 + random.below(120) as usize;
+                    (0..len).map(|_| random.below(grown::VOCABULARY as u64) as u32).collect()
+                })
+                .collect();
+            let format = KvFormat::ALL[random.below(KvFormat::ALL.len() as u64) as usize];
+            let model = Model::from_gguf(gguf, &OpenOptions::default(), &Pool::new(2), &mut |_| ());
+            let model = model.expect("a sound model");
+            let plain: Vec<_> = prompts.iter().map(|prompt| plainly(&model, format, prompt)).collect();
+            for threads in [1, 3] {
+                let batched = in_random_batches(&model, format, &prompts, threads, &mut random);
+                assert_eq!(batched, plain, "{}, seed {seed}, {format}", species.family);
+            }
+            let varied: std::collections::HashSet<_> = plain.iter().flatten().collect();
+            assert!(varied.len() > 2, "{} says hardly anything: {plain:?}", species.family);
+        }
+    }
+}
+
+/// Random models of each kind.
+const SEEDS: u64 = 6;

@@ -38,9 +38,10 @@ fn among_others(
     sequences: &[&[u32]],
     cuts: &[&[usize]],
 ) -> Vec<Vec<Vec<f32>>> {
-    let mut cache = KvCache::new(model, format, sequences.iter().map(|s| s.len() + 128).sum());
-    let mut forward = Forward::new(model, pool);
-    let mut pages = vec![Vec::new(); sequences.len()];
+    let room = sequences.iter().map(|s| s.len() + 128).sum();
+    let mut cache = KvCache::new(model, format, room, sequences.len());
+    let mut forward = Forward::new(model, pool, 4096);
+    let mut memory: Vec<_> = sequences.iter().map(|_| cache.open().expect("room for all")).collect();
     let mut done = vec![0; sequences.len()];
     let mut out = vec![Vec::new(); sequences.len()];
     for step in 0.. {
@@ -48,14 +49,14 @@ fn among_others(
         let left = |i: usize| sequences[i].len() - done[i];
         let counts: Vec<usize> = (0..sequences.len()).map(|i| piece(i).min(left(i))).collect();
         for (i, count) in counts.iter().enumerate() {
-            assert!(cache.reserve(&mut pages[i], done[i] + count), "the cache is large enough");
+            assert!(cache.reserve(&mut memory[i], done[i] + count), "the cache is large enough");
         }
         let busy = (0..sequences.len()).filter(|&i| counts[i] > 0);
         let batch: Vec<_> = busy
             .map(|i| SequenceStep {
                 tokens: &sequences[i][done[i]..][..counts[i]],
                 position: done[i],
-                pages: &pages[i],
+                sequence: &memory[i],
                 outputs: counts[i],
             })
             .collect();
@@ -189,19 +190,19 @@ fn logits_do_not_depend_on_how_many_are_wanted() {
     let pool = Pool::new(2);
     let model = open(&tiny, Isa::detect(), &pool);
     let all = [logits(&model, &pool, &long, &[150]), logits(&model, &pool, &short, &[7])];
-    let mut cache = KvCache::new(&model, KvFormat::F16, 400);
-    let mut pages = [Vec::new(), Vec::new()];
+    let mut cache = KvCache::new(&model, KvFormat::F16, 400, 2);
+    let mut memory = [(); 2].map(|()| cache.open().expect("room for two"));
     for wanted in [[1, 1], [0, 1], [3, 0], [150, 2], [0, 0]] {
         let batch: Vec<_> = [&long, &short]
             .into_iter()
-            .zip(&mut pages)
+            .zip(&mut memory)
             .zip(wanted)
-            .map(|((tokens, pages), outputs)| {
-                assert!(cache.reserve(pages, tokens.len()));
-                SequenceStep { tokens, position: 0, pages, outputs }
+            .map(|((tokens, sequence), outputs)| {
+                assert!(cache.reserve(sequence, tokens.len()));
+                SequenceStep { tokens, position: 0, sequence, outputs }
             })
             .collect();
-        let mut forward = Forward::new(&model, &pool);
+        let mut forward = Forward::new(&model, &pool, 4096);
         let rows = forward.step(&batch, &mut cache);
         let got: Vec<_> = (0..rows.count()).map(|r| rows.row(r).to_vec()).collect();
         let tail = |i: usize| all[i][all[i].len() - wanted[i]..].to_vec();

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 
 mod allocations;
 mod batches;
+mod families_page;
 mod generation;
 mod gguf_files;
 mod gguf_mutations;
+mod grown;
 mod logits;
 mod model_errors;
 mod packed_damage;

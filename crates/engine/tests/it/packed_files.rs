@@ -75,11 +75,12 @@ pub(crate) fn mapped(model: &Model) -> PathBuf {
 
 pub(crate) fn logits(model: &Model) -> Vec<u32> {
     let pool = Pool::new(1);
-    let mut cache = KvCache::new(model, KvFormat::F16, 8);
-    let mut pages = Vec::new();
-    assert!(cache.reserve(&mut pages, 8), "the cache has a page");
-    let step = SequenceStep { tokens: &[1, 5, 60, 2, 2, 33, 7, 8], position: 0, pages: &pages, outputs: 8 };
-    let mut forward = Forward::new(model, &pool);
+    let mut cache = KvCache::new(model, KvFormat::F16, 8, 1);
+    let mut sequence = cache.open().expect("room for one");
+    assert!(cache.reserve(&mut sequence, 8), "the cache has a page");
+    let tokens = &[1, 5, 60, 2, 2, 33, 7, 8];
+    let step = SequenceStep { tokens, position: 0, sequence: &sequence, outputs: 8 };
+    let mut forward = Forward::new(model, &pool, 4096);
     let rows = forward.step(&[step], &mut cache);
     (0..rows.count()).flat_map(|r| rows.row(r).iter().map(|l| l.to_bits())).collect()
 }

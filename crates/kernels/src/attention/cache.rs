@@ -79,26 +79,32 @@ impl FromStr for KvFormat {
     }
 }
 
-/// The shape of a cache: the same for every layer.
+/// The shape of one layer's cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvShape {
     pub format: KvFormat,
     pub pages: usize,
     pub heads: usize,
-    pub head_dim: usize,
+    pub key_dim: usize,
+    pub value_dim: usize,
 }
 
 impl KvShape {
+    /// Dimensions of a stored key of a quantized cache, the ones that fill it up included.
+    pub(super) fn key_dims(self) -> usize {
+        self.key_dim.next_multiple_of(self.format.dim_multiple())
+    }
+
     /// Dimensions of a stored value, the ones that fill it up included.
     pub(super) fn value_dims(self) -> usize {
-        self.head_dim.next_multiple_of(self.format.dim_multiple())
+        self.value_dim.next_multiple_of(self.format.dim_multiple())
     }
 
     /// Bytes of the keys of 16 positions of one head.
     pub(super) fn key_block_bytes(self) -> usize {
         match self.format {
-            KvFormat::Q8_0 => Layout::Q8.strip_bytes(self.value_dims()),
-            format => STRIP * self.head_dim * format.element_bytes(),
+            KvFormat::Q8_0 => Layout::Q8.strip_bytes(self.key_dims()),
+            format => STRIP * self.key_dim * format.element_bytes(),
         }
     }
 
@@ -165,11 +171,49 @@ impl KvLayer {
     /// # Panics
     /// If heads are longer than [`HEAD_DIM_MAX`].
     pub fn new(shape: KvShape) -> Self {
-        assert!(shape.head_dim <= HEAD_DIM_MAX, "heads of {} are longer than {HEAD_DIM_MAX}", shape.head_dim);
+        let longest = shape.key_dim.max(shape.value_dim);
+        assert!(longest <= HEAD_DIM_MAX, "heads of {longest} are longer than {HEAD_DIM_MAX}");
         let heads = shape.pages * shape.heads;
         let (keys, values) =
             (LazyBytes::new(heads * shape.key_bytes()), LazyBytes::new(heads * shape.value_bytes()));
         Self { shape, keys, values }
+    }
+
+    /// Bytes of the keys of one page, and of its values.
+    fn page_lens(&self) -> [usize; 2] {
+        [self.shape.heads * self.shape.key_bytes(), self.shape.heads * self.shape.value_bytes()]
+    }
+
+    /// The bytes of a page: keys, then values. They mean something to this shape and instruction set only.
+    ///
+    /// # Panics
+    /// If there is no such page.
+    pub fn page(&self, page: usize) -> [&[u8]; 2] {
+        let [keys, values] = self.page_lens();
+        [&self.keys.as_slice()[page * keys..][..keys], &self.values.as_slice()[page * values..][..values]]
+    }
+
+    /// As [`KvLayer::page`], to be written.
+    ///
+    /// # Panics
+    /// If there is no such page.
+    pub fn page_mut(&mut self, page: usize) -> [&mut [u8]; 2] {
+        let [keys, values] = self.page_lens();
+        [
+            &mut self.keys.as_mut_slice()[page * keys..][..keys],
+            &mut self.values.as_mut_slice()[page * values..][..values],
+        ]
+    }
+
+    /// Makes page `to` the same as page `from`.
+    ///
+    /// # Panics
+    /// If there are no such pages.
+    pub fn copy_page(&mut self, from: usize, to: usize) {
+        let [keys, values] = self.page_lens();
+        for (bytes, len) in [(self.keys.as_mut_slice(), keys), (self.values.as_mut_slice(), values)] {
+            bytes.copy_within(from * len..(from + 1) * len, to * len);
+        }
     }
 
     /// Where a head's keys lie.

@@ -29,11 +29,17 @@ pub struct Rotary {
 }
 
 impl Rotary {
-    /// `frequencies[i]` is how far pair `i` turns from one position to the next, in radians.
-    pub fn new(pairing: Pairing, frequencies: &[f32], positions: impl Iterator<Item = usize>) -> Self {
+    /// `frequencies[i]` is how far pair `i` turns from one position to the next, in radians; what is turned becomes longer
+    /// by `magnitude`.
+    pub fn new(
+        pairing: Pairing,
+        frequencies: &[f32],
+        magnitude: f32,
+        positions: impl Iterator<Item = usize>,
+    ) -> Self {
         let turn = |p: usize, f: f32| {
             let (sin, cos) = (p as f64 * f64::from(f)).sin_cos();
-            (cos as f32, sin as f32)
+            (cos as f32 * magnitude, sin as f32 * magnitude)
         };
         let cos_sin = positions.flat_map(|p| frequencies.iter().map(move |&f| turn(p, f))).collect();
         Self { pairing, dims: frequencies.len() * 2, cos_sin }
@@ -59,7 +65,8 @@ impl Rotary {
     }
 }
 
-/// Norms over each head of queries and keys, before they are turned.
+/// Root-mean-square norms of queries and keys, before they are turned: over each head, or over all heads at once where the
+/// weights are for all.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadNorms<'a> {
     pub query: &'a [f32],
@@ -67,29 +74,38 @@ pub struct HeadNorms<'a> {
     pub epsilon: f32,
 }
 
-/// Normalizes and turns the heads of `q` and `k` in place, and writes `k` and `v` to the cache.
+/// What becomes of queries and keys before they meet.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Preparation<'a> {
+    pub norms: Option<HeadNorms<'a>>,
+    pub rotary: Option<&'a Rotary>,
+    /// Each token's queries are multiplied by one of these, at last.
+    pub query_scales: Option<&'a [f32]>,
+}
+
+/// Prepares the heads of `q` and `k` in place, and writes `k` and `v` to the cache.
 ///
 /// # Panics
 /// If rows, heads or pages do not fit together.
-#[allow(clippy::too_many_arguments, reason = "everything that a token brings to attention")]
 pub fn rotate_and_store(
     context: Context<'_>,
     q: &mut Rows,
     k: &mut Rows,
     v: &Rows,
-    norms: Option<HeadNorms<'_>>,
-    rotary: Option<&Rotary>,
+    preparation: Preparation<'_>,
     layer: &mut KvLayer,
     chunks: &[Chunk<'_>],
 ) {
+    let Preparation { norms, rotary, query_scales } = preparation;
     let shape = layer.shape;
-    let dim = shape.head_dim;
+    let (dim, value_dim) = (shape.key_dim, shape.value_dim);
     assert_eq!(
         (k.cols(), v.cols()),
-        (shape.heads * dim, shape.heads * dim),
+        (shape.heads * dim, shape.heads * value_dim),
         "keys and values of the cache's shape"
     );
     assert!(q.cols().is_multiple_of(dim), "whole heads of queries");
+    assert!(query_scales.is_none_or(|scales| scales.len() == q.count()), "a scale for each token");
     let place = places(chunks, q.count(), shape.pages);
     let key_start: Vec<_> = place.iter().map(|&(page, _)| layer.keys_of(page, 0).start).collect();
     let value_start: Vec<_> = place.iter().map(|&(page, _)| layer.values_of(page, 0).start).collect();
@@ -101,8 +117,11 @@ pub fn rotate_and_store(
         let (q, k) = unsafe { (q.row(t), k.row(t)) };
         prepare_heads(context, q, dim, norms.map(|n| (n.query, n.epsilon)), rotary, t);
         prepare_heads(context, k, dim, norms.map(|n| (n.key, n.epsilon)), rotary, t);
+        if let Some(scales) = query_scales {
+            q.iter_mut().for_each(|x| *x *= scales[t]);
+        }
         for head in 0..shape.heads {
-            let (k, v) = (&k[head * dim..][..dim], &v.row(t)[head * dim..][..dim]);
+            let (k, v) = (&k[head * dim..][..dim], &v.row(t)[head * value_dim..][..value_dim]);
             let key = key_start[t] + head * shape.key_bytes();
             let value = value_start[t] + head * shape.value_bytes();
             // SAFETY: each token has its own slot in the cache.
@@ -225,18 +244,26 @@ fn prepare_heads(
     rotary: Option<&Rotary>,
     token: usize,
 ) {
-    for head in row.chunks_exact_mut(dim) {
-        if let Some((weight, epsilon)) = norm {
-            let mut out = [0.0; HEAD_DIM_MAX];
+    if let Some((weight, epsilon)) = norm {
+        norm_in_place(context, row, weight, epsilon);
+    }
+    if let Some(rotary) = rotary {
+        row.chunks_exact_mut(dim).for_each(|head| rotary.turn(token, head));
+    }
+}
+
+/// A norm of every part of `row` that is as long as the weights.
+fn norm_in_place(context: Context<'_>, row: &mut [f32], weight: &[f32], epsilon: f32) {
+    assert!(row.len().is_multiple_of(weight.len()), "whole norms");
+    let mut out = [0.0; HEAD_DIM_MAX];
+    for part in row.chunks_exact_mut(weight.len()) {
+        // SAFETY: the table proves the instruction set.
+        let scale = unsafe { (context.table.rms_scale)(part, epsilon) };
+        for (part, weight) in part.chunks_mut(HEAD_DIM_MAX).zip(weight.chunks(HEAD_DIM_MAX)) {
+            let out = &mut out[..part.len()];
             // SAFETY: the table proves the instruction set.
-            unsafe {
-                let scale = (context.table.rms_scale)(head, epsilon);
-                (context.table.scale)(head, scale, weight, &mut out[..dim]);
-            }
-            head.copy_from_slice(&out[..dim]);
-        }
-        if let Some(rotary) = rotary {
-            rotary.turn(token, head);
+            unsafe { (context.table.scale)(part, scale, weight, out) };
+            part.copy_from_slice(out);
         }
     }
 }

@@ -1,7 +1,8 @@
 use crate::{Random, for_each_isa};
 use half::{bf16, f16};
 use kernels::attention::{
-    Chunk, HeadNorms, KvFormat, KvLayer, KvShape, PAGE, Pairing, Rotary, attend, rotate_and_store,
+    Chunk, HeadNorms, KvFormat, KvLayer, KvShape, Mask, PAGE, Pairing, Preparation, Rotary, Scoring, attend,
+    rotate_and_store,
 };
 use kernels::ops::Rows;
 use kernels::{Context, Pool};
@@ -12,7 +13,39 @@ struct Case {
     heads: usize,
     group: usize,
     dim: usize,
+    value_dim: usize,
     tokens: usize,
+    mask: Mask,
+    soft_cap: Option<f32>,
+    sinks: bool,
+}
+
+/// Causal, and with nothing special.
+const PLAIN: Case = Case {
+    format: KvFormat::F16,
+    heads: 1,
+    group: 1,
+    dim: 16,
+    value_dim: 16,
+    tokens: 1,
+    mask: Mask::Causal,
+    soft_cap: None,
+    sinks: false,
+};
+
+impl Case {
+    fn shape(&self, pages: usize) -> KvShape {
+        let &Case { format, heads, dim: key_dim, value_dim, .. } = self;
+        KvShape { format, pages, heads, key_dim, value_dim }
+    }
+
+    fn all_sinks(&self) -> Option<Vec<f32>> {
+        self.sinks.then(|| (0..self.heads * self.group).map(|h| h as f32 * 0.5 - 1.0).collect())
+    }
+
+    fn scale(&self) -> f32 {
+        (self.dim as f32).sqrt().recip()
+    }
 }
 
 fn random_rows(count: usize, cols: usize, seed: u64) -> Rows {
@@ -24,13 +57,23 @@ fn random_rows(count: usize, cols: usize, seed: u64) -> Rows {
     rows
 }
 
+/// Queries, keys and values of all tokens.
+fn random_input(case: &Case) -> [Rows; 3] {
+    let (heads, tokens) = (case.heads, case.tokens);
+    [
+        random_rows(tokens, heads * case.group * case.dim, 1),
+        random_rows(tokens, heads * case.dim, 2),
+        random_rows(tokens, heads * case.value_dim, 3),
+    ]
+}
+
 /// Runs a sequence through the cache in chunks of the given sizes and returns the attention output of all tokens.
 fn run(context: Context<'_>, case: &Case, chunks: &[usize], pages: &[u32]) -> Vec<Vec<f32>> {
-    let (kv, all) = (case.heads * case.dim, case.heads * case.group * case.dim);
-    let mut layer =
-        KvLayer::new(KvShape { format: case.format, pages: 16, heads: case.heads, head_dim: case.dim });
-    let (q, k, v) =
-        (random_rows(case.tokens, all, 1), random_rows(case.tokens, kv, 2), random_rows(case.tokens, kv, 3));
+    let mut layer = KvLayer::new(case.shape(16));
+    let [q, k, v] = random_input(case);
+    let sinks = case.all_sinks();
+    let scoring =
+        Scoring { scale: case.scale(), soft_cap: case.soft_cap, mask: case.mask, sinks: sinks.as_deref() };
     let mut result = Vec::new();
     let mut position = 0;
     for &tokens in chunks {
@@ -43,9 +86,9 @@ fn run(context: Context<'_>, case: &Case, chunks: &[usize], pages: &[u32]) -> Ve
         };
         let (mut q, mut k, v) = (part(&q), part(&k), part(&v));
         let chunk = [Chunk { row: 0, tokens, position, pages }];
-        rotate_and_store(context, &mut q, &mut k, &v, None, None, &mut layer, &chunk);
-        let mut out = Rows::new(tokens, all);
-        attend(context, &layer, &q, (case.dim as f32).sqrt().recip(), &chunk, &mut out);
+        rotate_and_store(context, &mut q, &mut k, &v, Preparation::default(), &mut layer, &chunk);
+        let mut out = Rows::new(tokens, case.heads * case.group * case.value_dim);
+        attend(context, &layer, &q, scoring, &chunk, &mut out);
         result.extend((0..tokens).map(|t| out.row(t).to_vec()));
         position += tokens;
     }
@@ -71,34 +114,46 @@ fn quantized(x: &[f32], scale: impl Fn(f32) -> f32) -> Vec<f64> {
     x.chunks(32).flat_map(group).collect()
 }
 
+/// What a token sees, counted out.
+fn sees(mask: Mask, token: usize, other: usize) -> bool {
+    match mask {
+        Mask::Causal => other <= token,
+        Mask::Window(window) => other <= token && other + window > token,
+        Mask::Everything => true,
+        Mask::Around(width) => token.abs_diff(other) <= width / 2,
+    }
+}
+
 fn exact(case: &Case) -> Vec<Vec<f64>> {
-    let (dim, scale) = (case.dim, (case.dim as f32).sqrt().recip());
-    let (kv, all) = (case.heads * dim, case.heads * case.group * dim);
-    let (q, k, v) =
-        (random_rows(case.tokens, all, 1), random_rows(case.tokens, kv, 2), random_rows(case.tokens, kv, 3));
-    let heads = |rows: &Rows, t: usize| -> Vec<Vec<f64>> {
+    let [q, k, v] = random_input(case);
+    let heads = |rows: &Rows, dim: usize, t: usize| -> Vec<Vec<f64>> {
         rows.row(t).chunks(dim).map(|head| stored(case.format, head)).collect()
     };
-    let k: Vec<_> = (0..case.tokens).map(|t| heads(&k, t)).collect();
-    let v: Vec<_> = (0..case.tokens).map(|t| heads(&v, t)).collect();
+    let k: Vec<_> = (0..case.tokens).map(|t| heads(&k, case.dim, t)).collect();
+    let v: Vec<_> = (0..case.tokens).map(|t| heads(&v, case.value_dim, t)).collect();
+    let sinks = case.all_sinks();
     (0..case.tokens)
         .map(|t| {
             let mut out = Vec::new();
-            for (h, q) in q.row(t).chunks(dim).enumerate() {
-                let q: Vec<f32> = q.iter().map(|q| q * scale).collect();
+            let seen: Vec<usize> = (0..case.tokens).filter(|&other| sees(case.mask, t, other)).collect();
+            for (h, q) in q.row(t).chunks(case.dim).enumerate() {
+                let q: Vec<f32> = q.iter().map(|q| q * case.scale()).collect();
                 let q = match case.format {
                     KvFormat::Q8_0 => quantized(&q, |amax| amax / 127.0),
                     _ => q.iter().map(|&q| f64::from(q)).collect(),
                 };
                 let kv_head = h / case.group;
-                let score = |p: usize| q.iter().zip(&k[p][kv_head]).map(|(q, k)| q * k).sum::<f64>();
-                let scores: Vec<f64> = (0..=t).map(score).collect();
-                let max = scores.iter().copied().fold(f64::MIN, f64::max);
-                let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
-                let sum: f64 = weights.iter().sum();
-                out.extend((0..dim).map(|c| {
-                    let mix = |(w, v): (&f64, &Vec<Vec<f64>>)| w * v[kv_head][c];
-                    weights.iter().zip(&v).map(mix).sum::<f64>() / sum
+                let score = |&p: &usize| {
+                    let score = q.iter().zip(&k[p][kv_head]).map(|(q, k)| q * k).sum::<f64>();
+                    let cap = case.soft_cap.map(f64::from);
+                    cap.map_or(score, |cap| cap * (score / cap).tanh())
+                };
+                let weights: Vec<f64> = seen.iter().map(|p| score(p).exp()).collect();
+                let sink = sinks.as_ref().map_or(0.0, |sinks| f64::from(sinks[h]).exp());
+                let sum = weights.iter().sum::<f64>() + sink;
+                out.extend((0..case.value_dim).map(|c| {
+                    let mix = |(w, &p): (&f64, &usize)| w * v[p][kv_head][c];
+                    weights.iter().zip(&seen).map(mix).sum::<f64>() / sum
                 }));
             }
             out
@@ -109,12 +164,17 @@ fn exact(case: &Case) -> Vec<Vec<f64>> {
 #[test]
 fn attention_matches_double_precision() {
     let cases = [
-        Case { format: KvFormat::F16, heads: 2, group: 4, dim: 64, tokens: 200 },
-        Case { format: KvFormat::F16, heads: 1, group: 7, dim: 16, tokens: 30 },
-        Case { format: KvFormat::F16, heads: 4, group: 1, dim: 8, tokens: 140 },
-        Case { format: KvFormat::F16, heads: 1, group: 16, dim: 80, tokens: 20 },
-        Case { format: KvFormat::F16, heads: 2, group: 1, dim: 96, tokens: 40 },
-        Case { format: KvFormat::F16, heads: 1, group: 2, dim: 16, tokens: 700 },
+        Case { heads: 2, group: 4, dim: 64, value_dim: 64, tokens: 200, ..PLAIN },
+        Case { group: 7, tokens: 30, ..PLAIN },
+        Case { heads: 4, dim: 8, value_dim: 8, tokens: 140, ..PLAIN },
+        Case { group: 16, dim: 80, value_dim: 80, tokens: 20, ..PLAIN },
+        Case { heads: 2, dim: 96, value_dim: 96, tokens: 40, ..PLAIN },
+        Case { group: 2, tokens: 700, ..PLAIN },
+        Case { group: 3, dim: 48, value_dim: 32, tokens: 150, mask: Mask::Window(40), ..PLAIN },
+        Case { heads: 2, tokens: 140, mask: Mask::Window(1), sinks: true, ..PLAIN },
+        Case { group: 4, tokens: 90, soft_cap: Some(1.5), sinks: true, ..PLAIN },
+        Case { group: 2, tokens: 150, mask: Mask::Everything, ..PLAIN },
+        Case { group: 2, tokens: 300, mask: Mask::Around(130), soft_cap: Some(2.0), ..PLAIN },
     ];
     // The longest in halves only: an emulator takes its time.
     let cases = cases.iter().enumerate().flat_map(|(i, &case)| {
@@ -143,8 +203,13 @@ fn attention_matches_double_precision() {
 #[test]
 fn attention_does_not_depend_on_how_a_sequence_is_cut_or_where_it_lies() {
     for_each_isa("attention_does_not_depend_on_how_a_sequence_is_cut_or_where_it_lies", |context| {
-        for format in [KvFormat::F16, KvFormat::Q8_0] {
-            let case = Case { format, heads: 2, group: 3, dim: 32, tokens: 5 * PAGE + 3 };
+        for (format, mask) in [
+            (KvFormat::F16, Mask::Causal),
+            (KvFormat::Q8_0, Mask::Causal),
+            (KvFormat::F16, Mask::Window(200)),
+        ] {
+            let wide = Case { format, mask, heads: 2, group: 3, dim: 32, value_dim: 32, ..PLAIN };
+            let case = Case { tokens: 5 * PAGE + 3, soft_cap: Some(3.0), sinks: true, ..wide };
             let whole = run(context, &case, &[case.tokens], &[0, 1, 2, 3, 4, 5]);
             let mut ones = vec![100; 6];
             ones.extend([1; 43]);
@@ -158,8 +223,12 @@ fn attention_does_not_depend_on_how_a_sequence_is_cut_or_where_it_lies() {
 fn attention_does_not_depend_on_the_number_of_threads() {
     // One head and few rows at the end: with many threads, spans are shared out.
     for_each_isa("attention_does_not_depend_on_the_number_of_threads", |context| {
-        for format in [KvFormat::F16, KvFormat::Q8_0] {
-            let case = Case { format, heads: 1, group: 2, dim: 16, tokens: 9 * PAGE + 5 };
+        for (format, mask) in [
+            (KvFormat::F16, Mask::Causal),
+            (KvFormat::Q8_0, Mask::Causal),
+            (KvFormat::F16, Mask::Window(700)),
+        ] {
+            let case = Case { format, mask, group: 2, tokens: 9 * PAGE + 5, ..PLAIN };
             let pages: Vec<u32> = (0..10).rev().collect();
             let chunks = [9 * PAGE, 3, 1, 1];
             let alone = Pool::new(1);
@@ -179,13 +248,13 @@ fn rotating_keeps_lengths_and_depends_on_the_distance_only() {
             let dim = 16;
             let frequencies: Vec<f32> = (0..6).map(|i| 10f32.powf(-(i as f32) / 3.0)).collect();
             let turned = |positions: [usize; 2]| {
-                let mut layer =
-                    KvLayer::new(KvShape { format: KvFormat::F16, pages: 1, heads: 1, head_dim: dim });
-                let rotary = Rotary::new(pairing, &frequencies, positions.into_iter());
+                let mut layer = KvLayer::new(Case { dim, value_dim: dim, ..PLAIN }.shape(1));
+                let rotary = Rotary::new(pairing, &frequencies, 1.0, positions.into_iter());
                 let (mut q, mut k, v) =
                     (random_rows(2, dim, 5), random_rows(2, dim, 6), random_rows(2, dim, 7));
                 let chunk = [Chunk { row: 0, tokens: 2, position: 0, pages: &[0] }];
-                rotate_and_store(context, &mut q, &mut k, &v, None, Some(&rotary), &mut layer, &chunk);
+                let preparation = Preparation { rotary: Some(&rotary), ..Preparation::default() };
+                rotate_and_store(context, &mut q, &mut k, &v, preparation, &mut layer, &chunk);
                 let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
                 (dot(q.row(1), k.row(0)), dot(q.row(0), q.row(0)), q.row(0)[12..].to_vec())
             };
@@ -198,15 +267,23 @@ fn rotating_keeps_lengths_and_depends_on_the_distance_only() {
 }
 
 #[test]
-fn head_norms_come_before_the_cache() {
-    for_each_isa("head_norms_come_before_the_cache", |context| {
-        let mut layer = KvLayer::new(KvShape { format: KvFormat::F16, pages: 1, heads: 2, head_dim: 16 });
-        let (mut q, mut k, v) = (random_rows(3, 64, 1), random_rows(3, 32, 2), random_rows(3, 32, 3));
-        let norms = HeadNorms { query: &[1.0; 16], key: &[2.0; 16], epsilon: 0.0 };
+fn queries_and_keys_are_normed_and_scaled() {
+    for_each_isa("queries_and_keys_are_normed_and_scaled", |context| {
+        let mean = |part: &[f32]| part.iter().map(|x| x * x).sum::<f32>() / part.len() as f32;
         let chunk = [Chunk { row: 0, tokens: 3, position: 0, pages: &[0] }];
-        rotate_and_store(context, &mut q, &mut k, &v, Some(norms), None, &mut layer, &chunk);
-        let mean = |head: &[f32]| head.iter().map(|x| x * x).sum::<f32>() / 16.0;
-        assert!(q.row(1).chunks(16).all(|h| (mean(h) - 1.0).abs() < 1e-5));
-        assert!(k.row(2).chunks(16).all(|h| (mean(h) - 4.0).abs() < 1e-5));
+        // Weights for one head, and for all at once.
+        for (query_len, key_len) in [(16, 16), (64, 32)] {
+            let mut layer = KvLayer::new(Case { heads: 2, ..PLAIN }.shape(1));
+            let (mut q, mut k, v) = (random_rows(3, 64, 1), random_rows(3, 32, 2), random_rows(3, 32, 3));
+            let (query, key) = (vec![1.0; query_len], vec![2.0; key_len]);
+            let preparation = Preparation {
+                norms: Some(HeadNorms { query: &query, key: &key, epsilon: 0.0 }),
+                query_scales: Some(&[1.0, 3.0, 1.0]),
+                ..Preparation::default()
+            };
+            rotate_and_store(context, &mut q, &mut k, &v, preparation, &mut layer, &chunk);
+            assert!(q.row(1).chunks(query_len).all(|part| (mean(part) - 9.0).abs() < 1e-4));
+            assert!(k.row(2).chunks(key_len).all(|part| (mean(part) - 4.0).abs() < 1e-5));
+        }
     });
 }

@@ -1,6 +1,6 @@
 use crate::{Random, for_each_isa};
 use kernels::matrix::Shape;
-use kernels::ops::{self, Rows};
+use kernels::ops::{self, ActivationFunction, Norm, NormKind, Rows};
 use kernels::panel::Kinds;
 use kernels::{Activations, Context, Format, Matrix};
 
@@ -17,6 +17,107 @@ fn log_sum_exp_and_max_match_double_precision() {
     });
 }
 
+fn rms(weight: &[f32]) -> Norm<'_> {
+    Norm { kind: NormKind::RootMeanSquare, weight, bias: None, epsilon: 1e-6 }
+}
+
+/// Rows of one width, normed every way there is, against the formula in double precision.
+#[test]
+fn norms_match_double_precision() {
+    for_each_isa("norms_match_double_precision", |context| {
+        for kind in [NormKind::RootMeanSquare, NormKind::Layer] {
+            let cols = 1500;
+            let mut random = Random(21);
+            let mut x = Rows::new(3, cols);
+            (0..3).for_each(|t| x.row_mut(t).fill_with(|| random.signed() * 3.0 + 1.0));
+            let weight: Vec<f32> = (0..cols).map(|_| random.signed()).collect();
+            let bias: Vec<f32> = (0..cols).map(|_| random.signed()).collect();
+            let norm = Norm { kind, weight: &weight, bias: Some(&bias), epsilon: 1e-5 };
+            let mut rows = Rows::default();
+            ops::norm_rows(context, &x, norm, &mut rows);
+            let mut within = Rows::new(3, cols + 7);
+            (0..3).for_each(|t| {
+                within.row_mut(t).fill(9.0);
+                within.row_mut(t)[5..5 + cols].copy_from_slice(x.row(t));
+            });
+            ops::norm_columns(context, &mut within, 5..5 + cols, norm);
+            for t in 0..3 {
+                let row: Vec<f64> = x.row(t).iter().map(|&x| f64::from(x)).collect();
+                let mean = match kind {
+                    NormKind::RootMeanSquare => 0.0,
+                    NormKind::Layer => row.iter().sum::<f64>() / cols as f64,
+                };
+                let square = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / cols as f64;
+                for (c, x) in row.iter().enumerate() {
+                    let want =
+                        (x - mean) / (square + 1e-5).sqrt() * f64::from(weight[c]) + f64::from(bias[c]);
+                    assert!((f64::from(rows.row(t)[c]) - want).abs() < 1e-5, "{kind:?} {want}");
+                    assert_eq!(within.row(t)[5 + c], rows.row(t)[c]);
+                }
+                assert!(within.row(t)[..5].iter().chain(&within.row(t)[5 + cols..]).all(|&x| x == 9.0));
+            }
+        }
+    });
+}
+
+#[test]
+fn gates_caps_and_sums_match_double_precision() {
+    for_each_isa("gates_caps_and_sums_match_double_precision", |context| {
+        let cols = 37;
+        let mut random = Random(22);
+        let mut rows = |scale: f32| {
+            let mut rows = Rows::new(9, cols);
+            (0..9).for_each(|t| rows.row_mut(t).fill_with(|| random.signed() * scale));
+            rows
+        };
+        let (x, y) = (rows(12.0), rows(12.0));
+        let check = |what: &str, got: &Rows, want: &dyn Fn(f64, f64) -> f64| {
+            for t in 0..9 {
+                for c in 0..cols {
+                    let want = want(f64::from(x.row(t)[c]), f64::from(y.row(t)[c]));
+                    let got = f64::from(got.row(t)[c]);
+                    assert!((got - want).abs() <= want.abs() * 2e-6 + 2e-6, "{what}: {got} {want}");
+                }
+            }
+        };
+        let gelu = |x: f64| {
+            x / 2.0 * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+        };
+        for (function, want) in [
+            (
+                ActivationFunction::Silu,
+                &(|x: f64, y: f64| x / (1.0 + (-x).exp()) * y) as &dyn Fn(f64, f64) -> f64,
+            ),
+            (ActivationFunction::Gelu, &move |x, y| gelu(x) * y),
+            (ActivationFunction::ClampedSwiglu, &|x: f64, y: f64| {
+                let x = x.min(7.0);
+                x / (1.0 + (-1.702 * x).exp()) * (y.clamp(-7.0, 7.0) + 1.0)
+            }),
+        ] {
+            let mut gate = x.clone();
+            ops::gate(context, function, &mut gate, &y);
+            check(&format!("{function:?}"), &gate, want);
+        }
+        let mut capped = x.clone();
+        ops::soft_cap(context, &mut capped, 5.0);
+        check("cap", &capped, &|x, _| 5.0 * (x / 5.0).tanh());
+        let mut sum = x.clone();
+        ops::add_scaled(context, &mut sum, &y, 0.5);
+        check("sum", &sum, &|x, y| x + 0.5 * y);
+        ops::scale(context, &mut sum, 2.0);
+        check("scale", &sum, &|x, y| 2.0 * x + y);
+        let terms: Vec<(u32, f32)> = (0..9).flat_map(|t| [(t, 2.0), (8 - t, 0.25)]).collect();
+        let mut mixed = Rows::new(9, cols);
+        ops::weighted_sums(context, &x, &terms, 2, &mut mixed);
+        for t in 0..9 {
+            for c in 0..cols {
+                let want = 2.0 * x.row(t)[c] + 0.25 * x.row(8 - t)[c];
+                assert!((mixed.row(t)[c] - want).abs() < 1e-5);
+            }
+        }
+    });
+}
+
 #[test]
 fn norms_have_unit_mean_square() {
     for_each_isa("norms_have_unit_mean_square", |context| {
@@ -26,11 +127,10 @@ fn norms_have_unit_mean_square() {
             x.row_mut(t).fill_with(|| random.signed() * (t + 1) as f32);
         }
         let mut out = Activations::default();
-        ops::rms_norm(
+        ops::norm(
             context,
             &x,
-            &[1.0; 96],
-            1e-6,
+            rms(&[1.0; 96]),
             Kinds { integer: true, superblock: false, float: true, bf16: true },
             &mut out,
         );
@@ -75,13 +175,13 @@ fn activations_are_the_same_however_they_are_shared_out() {
             (0..tokens).for_each(|t| written.write(context.table, t, x.row(t)));
             ops::activate(context, &x, kinds, &mut shared);
             // A norm of one token after the other.
-            ops::rms_norm(context, &x, &vec![0.5; cols], 1e-6, kinds, &mut normed);
+            ops::norm(context, &x, rms(&vec![0.5; cols]), kinds, &mut normed);
             let alone: Vec<_> = (0..tokens)
                 .map(|t| {
                     let mut one = Rows::new(1, cols);
                     one.row_mut(0).copy_from_slice(x.row(t));
                     let mut normed = Activations::default();
-                    ops::rms_norm(context, &one, &vec![0.5; cols], 1e-6, kinds, &mut normed);
+                    ops::norm(context, &one, rms(&vec![0.5; cols]), kinds, &mut normed);
                     normed
                 })
                 .collect();

@@ -4,6 +4,7 @@ mod attention;
 mod elementwise;
 mod matrix;
 mod peak;
+mod recurrent;
 
 use kernels::format::Format;
 use kernels::{Context, Isa, Pool};

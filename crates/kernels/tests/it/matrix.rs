@@ -2,7 +2,10 @@ use crate::{Random, for_each_isa, random_rows, rows_of};
 use kernels::format::{Format, GROUP, SUPERBLOCK};
 use kernels::layout::{self, Bytes, Layout};
 use kernels::matrix::Shape;
-use kernels::ops::{Product, Rows, kinds_for, multiply, multiply_swiglu};
+use kernels::ops::{
+    ActivationFunction, Affine, Gated, Group, Product, Rows, activate_groups, kinds_for, multiply,
+    multiply_gated, multiply_groups,
+};
 use kernels::{Activations, Context, Isa, Matrix};
 use std::sync::Arc;
 
@@ -62,7 +65,7 @@ impl Case {
         let mut out = Rows::new(tokens, rows);
         multiply(context, &activations, &mut [Product::new(&matrix, &mut out)]);
         let mut twice = out.clone();
-        multiply(context, &activations, &mut [Product { matrix: &matrix, out: &mut twice, add: true }]);
+        multiply(context, &activations, &mut [Product { add: true, ..Product::new(&matrix, &mut twice) }]);
 
         let (mut error, mut power) = (0f64, 0f64);
         for (r, exact) in self.exact.iter().enumerate() {
@@ -165,6 +168,18 @@ fn a_token_alone_and_in_a_batch_gives_the_same_bits() {
     });
 }
 
+fn swiglu(
+    context: Context<'_>,
+    activations: &Activations,
+    gate: &Matrix,
+    up: &Matrix,
+    out: &mut Rows,
+    scratch: &mut Rows,
+) {
+    let groups = [Gated { gate: gate.into(), up: up.into(), tokens: 0..activations.tokens() }];
+    multiply_gated(context, activations, ActivationFunction::Silu, &groups, out, scratch);
+}
+
 /// The same activations times a matrix of every format, packed and plain: `(rows, columns, tokens)`.
 fn check_plain(context: Context<'_>, format: Format, (rows, cols, tokens): (usize, usize, usize)) {
     let shape = Shape { format, rows, cols };
@@ -188,8 +203,8 @@ fn check_plain(context: Context<'_>, format: Format, (rows, cols, tokens): (usiz
         let new = || Rows::new(tokens, rows);
         let (mut g, mut u, mut fused, mut scratch) = (new(), new(), new(), new());
         multiply(context, &activations, &mut [Product::new(gate, &mut g), Product::new(up, &mut u)]);
-        multiply(context, &activations, &mut [Product { matrix: up, out: &mut g, add: true }]);
-        multiply_swiglu(context, &activations, gate, up, &mut fused, &mut scratch);
+        multiply(context, &activations, &mut [Product { add: true, ..Product::new(up, &mut g) }]);
+        swiglu(context, &activations, gate, up, &mut fused, &mut scratch);
         let bits = |rows: &Rows| -> Vec<u32> {
             (0..tokens).flat_map(|t| rows.row(t).iter().map(|x| x.to_bits())).collect()
         };
@@ -247,7 +262,7 @@ fn check_swiglu(context: Context<'_>, formats: [Format; 2], (rows, cols, tokens)
     let rows = || Rows::new(tokens, rows);
     let (mut g, mut u, mut fused, mut scratch) = (rows(), rows(), rows(), rows());
     multiply(context, &activations, &mut [Product::new(&gate, &mut g), Product::new(&up, &mut u)]);
-    multiply_swiglu(context, &activations, &gate, &up, &mut fused, &mut scratch);
+    swiglu(context, &activations, &gate, &up, &mut fused, &mut scratch);
     for t in 0..tokens {
         for ((&g, &u), &got) in g.row(t).iter().zip(u.row(t)).zip(fused.row(t)) {
             let want = g / (1.0 + (-g).exp()) * u;
@@ -301,4 +316,91 @@ fn packing_loses_nothing() {
             }
         }
     }
+}
+
+/// Four experts of one tensor, asked by a varying number of tokens, against each for itself.
+fn check_groups(context: Context<'_>, format: Format, plain: bool) {
+    const EXPERTS: usize = 4;
+    let (rows, cols, isa) = (48, 256, context.table.isa);
+    let shape = Shape { format, rows: EXPERTS * rows, cols };
+    let tensor = |seed| {
+        let source = random_rows(format, shape.rows, cols, seed);
+        let range = 0..source.len();
+        match plain {
+            true => Matrix::plain(shape, isa, Arc::new(source), range).expect("the rows are there"),
+            false => Matrix::packed(shape, isa, context.pool, &source),
+        }
+    };
+    let [gates, ups] = [1, 2].map(tensor);
+    let expert = |matrix: &Matrix, i: usize| matrix.slice(i * rows..(i + 1) * rows).expect("whole strips");
+    let gates: Vec<_> = (0..EXPERTS).map(|i| expert(&gates, i)).collect();
+    let ups: Vec<_> = (0..EXPERTS).map(|i| expert(&ups, i)).collect();
+    let bias: Vec<f32> = (0..rows).map(|i| i as f32 / 16.0 - 1.0).collect();
+    let affine = |matrix| Affine { matrix, scale: 0.25, bias: Some(&bias) };
+
+    let mut random = Random(5);
+    let mut x = Rows::new(20, cols);
+    (0..20).for_each(|t| x.row_mut(t).fill_with(|| random.signed()));
+    for lens in [[1, 0, 3, 1], [13, 1, 0, 25], [0, 0, 0, 1], [0; 4]] {
+        let sources: Vec<u32> = (0..lens.iter().sum::<usize>()).map(|i| (i * 7 % 20) as u32).collect();
+        let mut activations = Activations::default();
+        activate_groups(context, &x, &sources, &lens, kinds_for([&gates[0]]), &mut activations);
+        let mut start = 0;
+        let ranges = lens.map(|len| {
+            start += len;
+            start - len..start
+        });
+        let new = || Rows::new(sources.len(), rows);
+        let (mut out, mut gated, mut scratch) = (new(), new(), new());
+        let groups: Vec<_> =
+            (0..EXPERTS).map(|i| Group { affine: affine(&gates[i]), tokens: ranges[i].clone() }).collect();
+        multiply_groups(context, &activations, &groups, &mut out);
+        let groups: Vec<_> = (0..EXPERTS)
+            .map(|i| Gated { gate: affine(&gates[i]), up: affine(&ups[i]), tokens: ranges[i].clone() })
+            .collect();
+        let function = ActivationFunction::ClampedSwiglu;
+        multiply_gated(context, &activations, function, &groups, &mut gated, &mut scratch);
+        for (i, range) in ranges.into_iter().enumerate() {
+            for t in range {
+                let mut alone = Activations::default();
+                activate_groups(context, &x, &sources[t..=t], &[1], kinds_for([&gates[0]]), &mut alone);
+                let (mut gate, mut up) = (Rows::new(1, rows), Rows::new(1, rows));
+                let mut products =
+                    [Product::new(affine(&gates[i]), &mut gate), Product::new(affine(&ups[i]), &mut up)];
+                multiply(context, &alone, &mut products);
+                assert_eq!(gate.row(0), out.row(t), "{format:?}, {lens:?}, token {t}");
+                for (r, (g, u)) in gate.row(0).iter().zip(up.row(0)).enumerate() {
+                    let x = g.min(7.0);
+                    let want = x / (1.0 + (-1.702 * x).exp()) * (u.clamp(-7.0, 7.0) + 1.0);
+                    let got = gated.row(t)[r];
+                    assert!((want - got).abs() <= want.abs() * 1e-5 + 1e-6, "{format:?}: {want} {got}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn groups_are_multiplied_by_matrices_of_their_own() {
+    for_each_isa("groups_are_multiplied_by_matrices_of_their_own", |context| {
+        for format in [Format::F32, Format::Q4_0, Format::Q4_K, Format::Q6_K, Format::MXFP4] {
+            check_groups(context, format, false);
+            check_groups(context, format, true);
+        }
+    });
+}
+
+#[test]
+fn a_matrix_is_cut_at_whole_strips_only() {
+    let shape = Shape { format: Format::F32, rows: 40, cols: 4 };
+    let pool = kernels::Pool::new(1);
+    let source = random_rows(Format::F32, 40, 4, 1);
+    let matrix = Matrix::packed(shape, Isa::Scalar, &pool, &source);
+    let rows = |range| matrix.slice(range).map(|matrix| matrix.rows());
+    assert_eq!(
+        (rows(0..40), rows(16..32), rows(32..40), rows(16..16)),
+        (Some(40), Some(16), Some(8), Some(0))
+    );
+    assert_eq!((rows(0..8), rows(8..16), rows(32..48)), (None, None, None));
+    assert_eq!(rows(std::ops::Range { start: 32, end: 16 }), None);
 }

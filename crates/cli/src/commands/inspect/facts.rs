@@ -165,7 +165,7 @@ fn memory(outline: &Outline, context_tokens: Option<usize>) -> Memory {
     Memory {
         weight_bytes: outline.packed_bytes,
         // Of a long context: the cache is made of pages, and a short one is mostly rounding.
-        kv_bytes_per_1000_tokens: outline.kv_bytes(KvFormat::F16, 128_000) / 128,
+        kv_bytes_per_1000_tokens: (outline.kv_bytes(KvFormat::F16, 128_000) - outline.state_bytes) / 128,
         context_tokens,
         kv_bytes,
         working_bytes: defaults::WORKING_BYTES,
@@ -176,7 +176,7 @@ fn memory(outline: &Outline, context_tokens: Option<usize>) -> Memory {
 }
 
 fn speed(outline: &Outline, bandwidth: f64) -> Speed {
-    let bytes_per_token = outline.bytes_per_token();
+    let bytes_per_token = outline.bytes_per_token;
     Speed {
         read_bytes_per_second_measured: bandwidth.round(),
         threads: machine::threads(),

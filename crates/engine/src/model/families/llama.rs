@@ -1,12 +1,13 @@
-//! Llama 2 and 3, Mistral 7B, TinyLlama, SmolLM2 and their many descendants.
+//! Llama 2 and 3, Mistral 7B, TinyLlama, SmolLM2, Mixtral and their many descendants.
 
 use super::Family;
+use crate::model::config::Config;
 use kernels::attention::Pairing;
 
-pub(super) const FAMILY: Family = Family {
+pub(super) static FAMILY: Family = Family {
     name: "llama",
-    pairing: Pairing::Adjacent,
-    head_norms: false,
-    rope_factors: true,
-    feed_forward_scales: true,
+    models: "Llama 2 and 3, Mistral, Mixtral, TinyLlama, SmolLM2",
+    read: |keys, family| {
+        Ok(Config { feed_forward_scales: true, ..Config::transformer(keys, family, Pairing::Adjacent)? })
+    },
 };

@@ -1,0 +1,46 @@
+//! Feed-forward parts: each token by itself.
+
+use super::Forward;
+use crate::model::config;
+use crate::model::weights::{self, Dense, Norm, Weights};
+use kernels::ops::{self, ActivationFunction, Gated, kinds_for, multiply_gated};
+
+impl Forward<'_> {
+    /// The feed-forward part of a layer, added to the residual stream; `norm` is of what it works on.
+    pub(super) fn feed_forward(
+        &mut self,
+        weights: &Weights,
+        config: &config::Layer,
+        layer: &weights::Layer,
+        norm: Option<&Norm>,
+    ) {
+        match (&config.feed_forward, &layer.feed_forward) {
+            (config::FeedForward::None, _) => {}
+            (&config::FeedForward::Dense { function, .. }, weights::FeedForward::Dense(dense)) => {
+                let kinds = kinds_for([&dense.gate, &dense.up].map(|linear| weights.matrix(linear)));
+                self.activate_stream(norm, kinds);
+                self.gate(weights, dense, function);
+                self.add_product(weights, &dense.down, layer.fed_forward_norm.as_ref());
+            }
+            (config::FeedForward::Experts(config), weights::FeedForward::Experts(experts)) => {
+                self.norm_stream(norm);
+                self.consult(weights, config, experts);
+                self.add(layer.fed_forward_norm.as_ref());
+            }
+            _ => unreachable!("weights are read as the configuration says"),
+        }
+    }
+
+    /// The gated half of a feed-forward part, on the activations and back into them.
+    pub(super) fn gate(&mut self, weights: &Weights, dense: &Dense, function: ActivationFunction) {
+        let context = self.context();
+        let tokens = self.activations.tokens();
+        let (gate, up) = (weights.affine(&dense.gate), weights.affine(&dense.up));
+        self.gate.reset(tokens, gate.matrix.rows());
+        self.up.reset(tokens, gate.matrix.rows());
+        let groups = [Gated { gate, up, tokens: 0..tokens }];
+        multiply_gated(context, &self.activations, function, &groups, &mut self.gate, &mut self.up);
+        let kinds = kinds_for([weights.matrix(&dense.down)]);
+        ops::activate(context, &self.gate, kinds, &mut self.activations);
+    }
+}

@@ -1,0 +1,257 @@
+//! Tiny models of every family, made by giving the engine one tensor after the other that it misses.
+//!
+//! A family's metadata is written down here; names and shapes of tensors are the engine's own. What is computed is compared
+//! with reference data elsewhere (`cargo xtask conformance`); these models show that it does not depend on how.
+
+use engine::gguf::{GgmlType, Gguf, GgufWriter, Value};
+use engine::model::Model;
+use engine::{ModelError, OpenOptions, Pool};
+use stdx::random::Random;
+
+pub(crate) const VOCABULARY: usize = 96;
+const WIDTH: u32 = 64;
+
+/// A family's metadata beside what all have.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Species {
+    pub(crate) family: &'static str,
+    keys: &'static [(&'static str, Key)],
+    /// Tensors that the engine does without, by the end of their names.
+    optional: &'static [(&'static str, &'static [u64])],
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Key {
+    Number(u32),
+    Float(f32),
+    Flag(bool),
+    Text(&'static str),
+    /// Little-endian `u32`, a number for each layer.
+    Layers([u32; LAYERS]),
+}
+
+const LAYERS: usize = 3;
+
+use Key::{Flag, Float, Layers, Number, Text};
+
+const EXPERTS: [(&str, Key); 3] = [
+    ("expert_count", Number(6)),
+    ("expert_used_count", Number(2)),
+    ("expert_feed_forward_length", Number(32)),
+];
+
+const WINDOWS: [(&str, Key); 2] =
+    [("attention.sliding_window", Number(40)), ("attention.sliding_window_pattern", Layers([1, 0, 1]))];
+
+const fn species(family: &'static str, keys: &'static [(&'static str, Key)]) -> Species {
+    Species { family, keys, optional: &[] }
+}
+
+/// One or more of each family.
+pub(crate) const ALL: &[Species] = &[
+    species("llama", &[]),
+    species("llama", &[EXPERTS[0], EXPERTS[1], ("feed_forward_length", Number(32))]),
+    species("qwen2", &[]),
+    species(
+        "qwen2moe",
+        &[EXPERTS[0], EXPERTS[1], EXPERTS[2], ("expert_shared_feed_forward_length", Number(48))],
+    ),
+    species("qwen3", &[]),
+    species("qwen3moe", &EXPERTS),
+    species("gemma2", &WINDOWS),
+    species("gemma3", &[WINDOWS[0], WINDOWS[1], ("rope.freq_base_swa", Float(1000.0))]),
+    Species {
+        family: "phi3",
+        keys: &[
+            ("rope.scaling.original_context_length", Number(64)),
+            ("rope.scaling.type", Text("longrope")),
+        ],
+        optional: &[("rope_factors_long.weight", &[8]), ("rope_factors_short.weight", &[8])],
+    },
+    species("smollm3", &[]),
+    species(
+        "granite",
+        &[
+            ("embedding_scale", Float(3.0)),
+            ("residual_scale", Float(0.3)),
+            ("logit_scale", Float(4.0)),
+            ("attention.scale", Float(0.1)),
+        ],
+    ),
+    species(
+        "granitemoe",
+        &[EXPERTS[0], EXPERTS[1], EXPERTS[2], ("expert_shared_feed_forward_length", Number(48))],
+    ),
+    species(
+        "mistral3",
+        &[
+            ("rope.scaling.type", Text("yarn")),
+            ("rope.scaling.factor", Float(4.0)),
+            ("rope.scaling.original_context_length", Number(64)),
+            ("attention.temperature_scale", Float(0.5)),
+        ],
+    ),
+    species("olmo2", &WINDOWS),
+    species("exaone4", &[]),
+    species("glm4", &[]),
+    species("cohere2", &[WINDOWS[0], WINDOWS[1], ("logit_scale", Float(0.25))]),
+    species("gpt-oss", &[EXPERTS[0], EXPERTS[1], EXPERTS[2], WINDOWS[0], WINDOWS[1]]),
+    species(
+        "deepseek2",
+        &[
+            EXPERTS[0],
+            EXPERTS[1],
+            EXPERTS[2],
+            ("expert_group_count", Number(3)),
+            ("expert_group_used_count", Number(2)),
+            ("expert_shared_count", Number(1)),
+            ("expert_gating_func", Number(2)),
+            ("expert_weights_norm", Flag(true)),
+            ("leading_dense_block_count", Number(1)),
+            ("attention.q_lora_rank", Number(32)),
+            ("attention.kv_lora_rank", Number(48)),
+            ("attention.key_length_mla", Number(24)),
+            ("attention.value_length_mla", Number(16)),
+            ("rope.dimension_count", Number(8)),
+        ],
+    ),
+    species("lfm2", &[("attention.head_count_kv", Layers([0, 2, 0])), ("shortconv.l_cache", Number(3))]),
+    species(
+        "lfm2moe",
+        &[
+            EXPERTS[0],
+            EXPERTS[1],
+            EXPERTS[2],
+            ("leading_dense_block_count", Number(1)),
+            ("attention.head_count_kv", Layers([0, 2, 0])),
+            ("shortconv.l_cache", Number(3)),
+        ],
+    ),
+    species("qwen35", &QWEN35),
+    species(
+        "qwen35moe",
+        &[
+            QWEN35[0],
+            QWEN35[1],
+            QWEN35[2],
+            QWEN35[3],
+            QWEN35[4],
+            QWEN35[5],
+            EXPERTS[0],
+            EXPERTS[1],
+            EXPERTS[2],
+            ("expert_shared_feed_forward_length", Number(48)),
+        ],
+    ),
+    species(
+        "granitehybrid",
+        &[
+            MAMBA[0],
+            MAMBA[1],
+            MAMBA[2],
+            MAMBA[3],
+            MAMBA[4],
+            ("attention.head_count_kv", Layers([0, 2, 0])),
+            ("rope.scaling.finetuned", Flag(false)),
+        ],
+    ),
+    species("mamba2", &MAMBA),
+];
+
+const QWEN35: [(&str, Key); 6] = [
+    ("ssm.inner_size", Number(64)),
+    ("ssm.time_step_rank", Number(4)),
+    ("ssm.group_count", Number(2)),
+    ("ssm.state_size", Number(16)),
+    ("ssm.conv_kernel", Number(4)),
+    ("full_attention_interval", Number(2)),
+];
+
+const MAMBA: [(&str, Key); 5] = [
+    ("ssm.inner_size", Number(128)),
+    ("ssm.time_step_rank", Number(4)),
+    ("ssm.group_count", Number(2)),
+    ("ssm.state_size", Number(16)),
+    ("ssm.conv_kernel", Number(4)),
+];
+
+struct Tensor {
+    name: String,
+    shape: Vec<u64>,
+    data: Vec<u8>,
+}
+
+/// A model of a species with random weights.
+pub(crate) fn grow(species: Species, seed: u64) -> Gguf {
+    let mut random = Random::new(seed);
+    let mut tensors: Vec<Tensor> = Vec::new();
+    let mut add = |tensors: &mut Vec<Tensor>, name: &str, shape: &[u64]| {
+        tensors.retain(|tensor| tensor.name != name);
+        let data = data(name, shape, &mut random);
+        tensors.push(Tensor { name: name.to_owned(), shape: shape.to_vec(), data });
+    };
+    for (name, shape) in species.optional {
+        add(&mut tensors, name, shape);
+    }
+    let pool = Pool::new(1);
+    loop {
+        let gguf = Gguf::from_bytes(bytes(species, &tensors)).expect("a sound file");
+        let known = Gguf::from_bytes(bytes(species, &tensors)).expect("a sound file");
+        match Model::from_gguf(gguf, &OpenOptions::default(), &pool, &mut |_| ()) {
+            Ok(_) => return known,
+            // Nothing has this shape.
+            Err(ModelError::MissingTensor { name }) => add(&mut tensors, &name, &[1, 1, 1, 7]),
+            Err(ModelError::TensorShape { name, wanted, .. }) => add(&mut tensors, &name, &wanted),
+            Err(error) => panic!("{}: {error}", species.family),
+        }
+    }
+}
+
+fn bytes(species: Species, tensors: &[Tensor]) -> Vec<u8> {
+    let mut writer = GgufWriter::new();
+    writer.put_value("general.architecture", &Value::Str(species.family));
+    let of_all = [
+        ("block_count", Number(LAYERS as u32)),
+        ("embedding_length", Number(WIDTH)),
+        ("attention.head_count", Number(4)),
+        ("attention.head_count_kv", Number(2)),
+        ("attention.key_length", Number(16)),
+        ("attention.value_length", Number(16)),
+        ("attention.layer_norm_rms_epsilon", Float(1e-5)),
+        ("feed_forward_length", Number(96)),
+        ("context_length", Number(4096)),
+        ("vocab_size", Number(VOCABULARY as u32)),
+    ];
+    let own = |(name, _): &&(&str, Key)| species.keys.iter().all(|(own, _)| own != name);
+    for (name, key) in of_all.iter().filter(own).chain(species.keys) {
+        let name = format!("{}.{name}", species.family);
+        match key {
+            Number(n) => writer.put_value(&name, &Value::U32(*n)),
+            Float(x) => writer.put_value(&name, &Value::F32(*x)),
+            Flag(flag) => writer.put_value(&name, &Value::Bool(*flag)),
+            Text(text) => writer.put_value(&name, &Value::Str(text)),
+            Layers(numbers) => writer.put_array(&name, numbers),
+        };
+    }
+    for tensor in tensors {
+        writer.tensor(&tensor.name, &tensor.shape, GgmlType::F32).expect("a possible tensor");
+    }
+    writer.into_bytes(|i, _| tensors[i].data.clone()).expect("all data is there")
+}
+
+fn data(name: &str, shape: &[u64], random: &mut Random) -> Vec<u8> {
+    let (low, high) = if name.contains("norm") {
+        (0.5, 1.5)
+    } else if name.contains("ssm_a") && !name.contains("alpha") {
+        (-1.5, -0.2)
+    } else if name.contains("rope_factors") {
+        (1.0, 4.0)
+    } else if name.ends_with(".bias") || name.contains("conv") {
+        (-0.5, 0.5)
+    } else {
+        let size = 1.7 / (shape[0] as f32).sqrt();
+        (-size, size)
+    };
+    let elements: u64 = shape.iter().product();
+    (0..elements).flat_map(|_| (low + random.f32() * (high - low)).to_le_bytes()).collect()
+}
