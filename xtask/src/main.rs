@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 
 mod aarch64;
 mod avx512;
+mod chat;
 mod conformance;
 mod debian;
 mod harness;
@@ -30,6 +31,7 @@ enum Command {
     Avx512(avx512::Args),
     #[command(hide = true)]
     Busy(peers::busy::Args),
+    Chat(chat::Args),
     Conformance(conformance::Args),
     #[command(hide = true)]
     EngineBench(peers::engine_bench::Args),
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         Command::Aarch64(args) => aarch64::run(&args),
         Command::Avx512(args) => avx512::run(&args),
         Command::Busy(args) => peers::busy::run(&args),
+        Command::Chat(args) => chat::run(&args),
         Command::Conformance(args) => conformance::run(&args),
         Command::EngineBench(args) => peers::engine_bench::run(&args),
         Command::Peers(args) => peers::run(&args),

@@ -21,7 +21,7 @@ mod vocabulary;
 
 use blocks::Weights;
 use preset::Role;
-use shape::{Arch, Shape};
+use shape::{Arch, Shape, attends};
 
 pub(crate) use preset::Preset;
 pub(crate) use shape::ShapeName;
@@ -195,10 +195,15 @@ fn tensors(shape: &Shape, arch: Arch, preset: Preset) -> Vec<Tensor> {
         let mut matrix = |part, role, cols, rows| {
             all.push(Tensor::matrix(name(part), cols, rows, ty(role, layer)));
         };
-        matrix("attn_q.weight", Role::Other, embedding, q_len);
-        matrix("attn_k.weight", Role::Other, embedding, kv_len);
-        matrix("attn_v.weight", Role::AttentionV, embedding, kv_len);
-        matrix("attn_output.weight", Role::AttentionOutput, q_len, embedding);
+        if attends(arch, layer) {
+            matrix("attn_q.weight", Role::Other, embedding, q_len);
+            matrix("attn_k.weight", Role::Other, embedding, kv_len);
+            matrix("attn_v.weight", Role::AttentionV, embedding, kv_len);
+            matrix("attn_output.weight", Role::AttentionOutput, q_len, embedding);
+        } else {
+            matrix("shortconv.in_proj.weight", Role::Other, embedding, 3 * embedding);
+            matrix("shortconv.out_proj.weight", Role::Other, embedding, embedding);
+        }
         match shape.experts.0 {
             0 => {
                 matrix("ffn_gate.weight", Role::Other, embedding, feed_forward);
@@ -225,13 +230,25 @@ fn tensors(shape: &Shape, arch: Arch, preset: Preset) -> Vec<Tensor> {
                     all.push(Tensor::vector(name(part), len, 0.0, 0.02));
                 }
             }
-            Arch::Qwen3 | Arch::Qwen3moe => {
+            Arch::Gemma3 => {
+                for part in ["attn_q_norm.weight", "attn_k_norm.weight"] {
+                    all.push(norm(name(part), shape.head_dim));
+                }
+                for part in ["post_attention_norm.weight", "post_ffw_norm.weight"] {
+                    all.push(norm(name(part), embedding));
+                }
+            }
+            Arch::Lfm2 if !attends(arch, layer) => {
+                all.push(Tensor::matrix(name("shortconv.conv.weight"), 3, embedding, GgmlType::F32));
+            }
+            Arch::Qwen3 | Arch::Qwen3moe | Arch::Lfm2 => {
                 all.push(norm(name("attn_q_norm.weight"), shape.head_dim));
                 all.push(norm(name("attn_k_norm.weight"), shape.head_dim));
             }
         }
     }
-    all.push(norm("output_norm.weight".into(), embedding));
+    let output_norm = if arch == Arch::Lfm2 { "token_embd_norm.weight" } else { "output_norm.weight" };
+    all.push(norm(output_norm.into(), embedding));
     if !tied {
         all.push(Tensor::matrix("output.weight".into(), embedding, vocabulary, ty(Role::Output, 0)));
     }
@@ -270,7 +287,7 @@ mod tests {
         fs::create_dir_all(&dir).unwrap();
         let stop = AtomicBool::new(false);
         for &preset in Preset::ALL {
-            for arch in [Arch::Llama, Arch::Qwen2, Arch::Qwen3, Arch::Qwen3moe] {
+            for arch in [Arch::Llama, Arch::Qwen2, Arch::Qwen3, Arch::Qwen3moe, Arch::Gemma3, Arch::Lfm2] {
                 let path = dir.join("model.gguf");
                 let shape = if arch == Arch::Qwen3moe { small_with_experts() } else { small() };
                 let bytes = write(&path, &shape, &args(path.clone(), preset, arch), &stop).unwrap();

@@ -11,9 +11,10 @@ use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use engine::gguf::Gguf;
 use engine::model::{Listener, News, Outline, Packing, Progress};
-use engine::{Engine, EngineConfig, Isa, KvFormat, Model, OpenOptions, Pool};
+use engine::{Engine, EngineConfig, Isa, KvFormat, Model, OpenOptions, PAGE, Pool};
 use std::env;
-use std::path::PathBuf;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use stdx::units::Bytes;
 
@@ -37,6 +38,21 @@ pub(crate) struct LoadArgs {
     /// How keys and values are kept: `q8_0` takes half the memory of `f16`, and less time in long conversations
     #[arg(long, value_name = "FORMAT", default_value_t, value_parser = kv_format_parser())]
     kv_format: KvFormat,
+
+    /// Memory for keys and values of all conversations together, such as 2GiB; who does not fit waits [default: a whole
+    /// context for each that computes at once]
+    #[arg(long, value_name = "SIZE")]
+    kv_memory: Option<Bytes>,
+
+    /// Do not guess tokens from what stood before in a conversation. Guesses are computed on trial, where that saves time, and
+    /// change nothing of what is said
+    #[arg(long)]
+    no_speculation: bool,
+
+    /// Write keys and values to the cache folder at the end and read them at the next start, so that conversations go on
+    /// without computing them again
+    #[arg(long, conflicts_with = "no_cache")]
+    keep_kv: bool,
 
     /// Instruction set to use [default: the fastest of this processor]
     #[arg(long, value_name = "SET", value_parser = isa_parser())]
@@ -89,6 +105,9 @@ impl LoadArgs {
         let outline = Outline::read(&gguf)?;
         let context_tokens = self.context_tokens(&outline)?;
         let config = EngineConfig { context_tokens, kv_format: self.kv_format, ..config };
+        let cache_tokens =
+            self.kv_memory.map(|memory| cache_tokens(&outline, &config, memory)).transpose()?;
+        let config = EngineConfig { cache_tokens, speculation: !self.no_speculation, ..config };
         let needs = Needs::new(&outline, &config);
         if !self.no_memory_check
             && let Some(memory) = machine::memory()
@@ -98,6 +117,8 @@ impl LoadArgs {
         let threads = self.threads();
         let pins = if self.pin { Some(pinning::choose(threads)?) } else { None };
         let cache = if self.no_cache { None } else { self.cache_dir.clone().or_else(cache_dir) };
+        let saved = cache.as_deref().filter(|_| self.keep_kv);
+        let config = EngineConfig { saved_cache: saved.map(|folder| saved_kv(folder, &source)), ..config };
         let cache = cache.map(packed_folder);
         Ok(Plan { source, gguf, isa, threads, pins, config, cache })
     }
@@ -131,6 +152,46 @@ pub(crate) fn packed_folder(cache: PathBuf) -> PathBuf {
     cache.join("packed")
 }
 
+/// Where a model's keys and values lie in the folder that the user knows.
+fn saved_kv(cache: &Path, source: &Source) -> PathBuf {
+    let path = match source {
+        Source::Demo => PathBuf::from("demo"),
+        Source::File(path) => path.canonicalize().unwrap_or_else(|_| path.clone()),
+    };
+    let stem = path.file_stem().map_or_else(|| "model".into(), |stem| stem.to_string_lossy().into_owned());
+    let mut hash = std::hash::DefaultHasher::new();
+    path.hash(&mut hash);
+    cache.join("kv").join(format!("{stem}-{:016x}.kv", hash.finish()))
+}
+
+/// Tokens that a cache of so much memory has room for.
+fn cache_tokens(outline: &Outline, config: &EngineConfig, memory: Bytes) -> Result<usize, CliError> {
+    let wanted = config.context_tokens.next_multiple_of(PAGE);
+    if outline.kv_layers.is_empty() {
+        // All that grows with a conversation are the numbers of its pages.
+        return Ok(wanted.saturating_mul(config.parallel));
+    }
+    let states = outline.state_bytes.saturating_mul(states(config));
+    let page_bytes = outline.kv_bytes(config.kv_format, PAGE) - outline.state_bytes;
+    let pages = (memory.0.saturating_sub(states) / page_bytes).min(KV_PAGES_MAX) as usize;
+    if pages * PAGE >= wanted {
+        return Ok(pages * PAGE);
+    }
+    let least = (page_bytes.saturating_mul((wanted / PAGE) as u64)).saturating_add(states);
+    let message =
+        format!("{memory} of keys and values do not hold one context of {} tokens", config.context_tokens);
+    Err(CliError::new(Kind::Usage, message)
+        .with_hint(format!("it takes {}: --kv-memory, or a smaller --ctx-size", Bytes(least))))
+}
+
+/// The most pages that a cache is made of, whatever memory there is.
+const KV_PAGES_MAX: u64 = 1 << 24;
+
+/// Sequences whose states have a place.
+fn states(config: &EngineConfig) -> u64 {
+    (config.parallel + engine::states_kept(config.parallel)) as u64
+}
+
 /// What comes of more threads than a quota of `quota` processors keeps running; one there must be.
 fn over_quota(threads: usize, quota: f64) -> Option<String> {
     let within = (quota as usize).max(1);
@@ -159,8 +220,8 @@ struct Needs {
 
 impl Needs {
     fn new(outline: &Outline, config: &EngineConfig) -> Self {
-        let kv_bytes =
-            outline.kv_bytes(config.kv_format, config.context_tokens).saturating_mul(config.parallel as u64);
+        let pages = outline.kv_bytes(config.kv_format, config.cache_tokens()) - outline.state_bytes;
+        let kv_bytes = pages.saturating_add(outline.state_bytes.saturating_mul(states(config)));
         Self { weight_bytes: outline.packed_bytes, kv_bytes }
     }
 
@@ -269,6 +330,20 @@ fn tell(news: News<'_>) {
             "warning: the packed file {} is damaged and will be made anew: {fault}",
             path.display()
         )),
+        News::CacheLoaded { tokens, .. } => {
+            talk::say(format_args!("{tokens} tokens of earlier conversations are in the cache"));
+        }
+        News::CacheRefused { path, error } => talk::say(format_args!(
+            "warning: the keys and values in {} are not used: {error}",
+            path.display()
+        )),
+        News::CacheSaved { path, tokens } => {
+            talk::say(format_args!("keys and values of {tokens} tokens are kept in {}", path.display()));
+        }
+        News::CacheNotSaved { path, error } => talk::say(format_args!(
+            "warning: keys and values are not kept: cannot write {}: {error}",
+            path.display()
+        )),
         News::InMemory { path, error } => talk::say(format_args!(
             "warning: packed weights are kept in memory only, so the next start takes as long: cannot write {}: {error}",
             path.display()
@@ -321,6 +396,9 @@ mod tests {
             isa: None,
             kv_format: KvFormat::default(),
             cache_dir: None,
+            kv_memory: None,
+            no_speculation: false,
+            keep_kv: false,
             no_cache: true,
             no_memory_check: true,
         };

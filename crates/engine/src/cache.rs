@@ -1,9 +1,26 @@
-//! What is kept of sequences: one pool of pages of keys and values, shared by all, for every layer alike, and for each
-//! sequence a slot in the layers whose state has a fixed size.
+//! What is kept of sequences: one pool of pages of keys and values, shared by all, for every layer alike, and slots in the
+//! layers whose state has a fixed size.
+//!
+//! What a sequence leaves behind stays as long as nobody needs the room: another that begins with the same tokens takes the
+//! pages as they are, copies the one in whose middle it leaves, and computes only the rest. States can be continued only from
+//! where one was kept, so some are: see [`KvCache::keep_state`].
+
+mod prefixes;
+mod saved;
+
+pub(crate) use saved::Identity;
+pub use saved::SavedError;
 
 use crate::model::Model;
+use crate::request::TokenId;
 use kernels::attention::{KvFormat, KvLayer, KvShape, PAGE};
 use kernels::recurrent::{StateLayer, StateShape};
+use prefixes::{Prefixes, Unused};
+
+/// States that are kept beside those of running sequences, for so many sequences.
+pub fn states_kept(sequences: usize) -> usize {
+    2 * sequences + 2
+}
 
 /// The memory of all layers, and which of it is free. Pages that were never used cost nothing.
 #[derive(Debug)]
@@ -11,10 +28,17 @@ pub struct KvCache {
     layers: Vec<LayerCache>,
     /// The page freed last is taken first, so that memory once touched is used again.
     free: Vec<u32>,
+    /// By page: how many sequences use it, and the tree of prefixes.
+    uses: Vec<u32>,
+    prefixes: Prefixes,
     free_slots: Vec<u32>,
-    pages: usize,
+    /// Slots of states that are kept, of `states_kept` that may be.
+    kept: usize,
+    kept_max: usize,
+    has_states: bool,
+    format: KvFormat,
     page_bytes: u64,
-    sequences: usize,
+    slots: usize,
     slot_bytes: u64,
 }
 
@@ -30,6 +54,10 @@ pub(crate) enum LayerCache {
 pub struct Sequence {
     pages: Vec<u32>,
     slot: u32,
+    /// Tokens at its beginning that need not be computed.
+    known: usize,
+    /// Slots of states after so many tokens.
+    states: Vec<(usize, u32)>,
 }
 
 impl Sequence {
@@ -40,27 +68,41 @@ impl Sequence {
     pub(crate) fn slot(&self) -> usize {
         self.slot as usize
     }
+
+    /// Tokens at its beginning that were known when it was opened.
+    pub fn known(&self) -> usize {
+        self.known
+    }
 }
 
 impl KvCache {
     /// A cache for `tokens` positions, rounded up to whole pages, of up to `sequences` sequences.
     pub fn new(model: &Model, format: KvFormat, tokens: usize, sequences: usize) -> Self {
-        let pages = tokens.div_ceil(PAGE).max(1);
+        // One more than may be in use, for when a page is copied and all others are.
+        let pages = tokens.div_ceil(PAGE).max(1) + 1;
+        let kept_max = states_kept(sequences);
+        let slots = sequences + kept_max;
         let layer = |(kv, state): (Option<KvShape>, Option<StateShape>)| match (kv, state) {
             (Some(shape), _) => LayerCache::Kv(KvLayer::new(shape)),
             (None, Some(shape)) => LayerCache::State(StateLayer::new(shape)),
             (None, None) => unreachable!("a layer that mixes positions keeps something of them"),
         };
-        let shapes: Vec<_> = model.cache_shapes(format, pages, sequences).collect();
+        let shapes: Vec<_> = model.cache_shapes(format, pages, slots).collect();
         let page_bytes = shapes.iter().filter_map(|(kv, _)| kv.map(|kv| kv.page_bytes() as u64)).sum();
         let slot_bytes = shapes.iter().filter_map(|(_, s)| s.map(|s| s.slot_bytes() as u64)).sum();
+        let layers: Vec<_> = shapes.into_iter().map(layer).collect();
         Self {
-            layers: shapes.into_iter().map(layer).collect(),
+            has_states: layers.iter().any(|layer| matches!(layer, LayerCache::State(_))),
+            layers,
             free: (0..pages as u32).rev().collect(),
-            free_slots: (0..sequences as u32).rev().collect(),
-            pages,
+            uses: vec![0; pages],
+            prefixes: Prefixes::default(),
+            free_slots: (0..slots as u32).rev().collect(),
+            kept: 0,
+            kept_max,
+            format,
             page_bytes,
-            sequences,
+            slots,
             slot_bytes,
         }
     }
@@ -69,32 +111,181 @@ impl KvCache {
         &mut self.layers[layer]
     }
 
-    /// Room for a sequence without any pages; `None` where there are as many sequences as the cache is for.
-    pub fn open(&mut self) -> Option<Sequence> {
-        Some(Sequence { pages: Vec::new(), slot: self.free_slots.pop()? })
+    /// Room for a sequence that knows nothing and has no pages yet.
+    ///
+    /// # Panics
+    /// If there are more sequences than the cache is for.
+    pub fn open(&mut self) -> Sequence {
+        let slot = self.free_slots.pop().expect("no more sequences than the cache is for");
+        Sequence { pages: Vec::new(), slot, known: 0, states: Vec::new() }
     }
 
-    /// Takes pages until those of `sequence` hold `tokens` positions; `false`, taking none, where there are not enough.
-    pub fn reserve(&mut self, sequence: &mut Sequence, tokens: usize) -> bool {
-        let missing = tokens.div_ceil(PAGE).saturating_sub(sequence.pages.len());
-        if missing > self.free.len() {
-            return false;
+    /// Room for a sequence that begins with `tokens` and may grow to `positions`. What is known of all of them but the last,
+    /// which has to be computed for what follows it, is there already. `None` where too many pages are in use.
+    ///
+    /// # Panics
+    /// As [`KvCache::open`].
+    pub fn resume(&mut self, tokens: &[TokenId], positions: usize) -> Option<Sequence> {
+        let computed_anyway = tokens.len().saturating_sub(1);
+        let found = self.prefixes.find(&tokens[..computed_anyway], self.has_states);
+        let mut sequence = self.open();
+        // What was found may not be forgotten to make room.
+        let donor = found.partial.map(|(page, _)| page);
+        found.pages.iter().chain(&donor).for_each(|&page| self.uses[page as usize] += 1);
+        sequence.pages.clone_from(&found.pages);
+        let spare = usize::from(donor.is_none());
+        let has_room = self.reserve_but(&mut sequence, positions, spare);
+        if has_room {
+            if let Some(donor) = donor {
+                let own = sequence.pages[found.pages.len()] as usize;
+                self.copy_page(donor as usize, own);
+            }
+            if let Some(state) = found.state {
+                let own = sequence.slot();
+                self.copy_state(state as usize, own);
+            }
+            sequence.known = found.tokens();
         }
-        sequence.pages.extend(self.free.drain(self.free.len() - missing..).rev());
+        donor.into_iter().for_each(|page| self.release(page));
+        if !has_room {
+            self.discard(sequence);
+            return None;
+        }
+        if self.free.is_empty() {
+            self.forget();
+        }
+        Some(sequence)
+    }
+
+    /// Takes pages until those of `sequence` hold `positions`; `false`, taking none, where there are not enough.
+    pub fn reserve(&mut self, sequence: &mut Sequence, positions: usize) -> bool {
+        self.reserve_but(sequence, positions, 1)
+    }
+
+    /// As [`KvCache::reserve`], leaving `spare` pages free.
+    fn reserve_but(&mut self, sequence: &mut Sequence, positions: usize, spare: usize) -> bool {
+        let missing = positions.div_ceil(PAGE).saturating_sub(sequence.pages.len());
+        if missing == 0 {
+            return true;
+        }
+        let wanted = missing + spare;
+        if wanted > self.free.len() {
+            // A page that a sequence uses is used with all before it, so those of the tree alone can all be forgotten.
+            let uses = &self.uses;
+            let of_tree_alone = self.prefixes.count(|page| uses[page as usize] == 1);
+            if wanted > self.free.len() + of_tree_alone {
+                return false;
+            }
+        }
+        while wanted > self.free.len() && self.forget() {}
+        assert!(wanted <= self.free.len(), "as many pages were counted");
+        let taken = self.free.drain(self.free.len() - missing..).rev();
+        for page in taken {
+            self.uses[page as usize] = 1;
+            sequence.pages.push(page);
+        }
         true
     }
 
-    /// Takes a sequence's memory back.
-    pub fn close(&mut self, sequence: Sequence) {
-        self.free.extend(sequence.pages.into_iter().rev());
+    /// Forgets the page that was not used for longest, if there is one that nobody uses.
+    fn forget(&mut self) -> bool {
+        let uses = &self.uses;
+        match self.prefixes.forget(|page| uses[page as usize] == 1) {
+            Some(unused) => {
+                self.take_back(unused);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Keeps the states of a sequence as they are after `computed` tokens, so that others can go on from there. Does nothing
+    /// for models without such states, nor where all that may be kept is wanted by running sequences.
+    pub fn keep_state(&mut self, sequence: &mut Sequence, computed: usize) {
+        if !self.has_states || computed == 0 || sequence.states.iter().any(|&(after, _)| after == computed) {
+            return;
+        }
+        if let Some(slot) = self.slot_to_keep() {
+            self.copy_state(sequence.slot(), slot as usize);
+            sequence.states.push((computed, slot));
+        }
+    }
+
+    fn slot_to_keep(&mut self) -> Option<u32> {
+        if self.kept == self.kept_max {
+            // Nothing is taken that somebody else has.
+            return self.prefixes.forget_state();
+        }
+        self.kept += 1;
+        Some(self.free_slots.pop().expect("there are slots for all that is kept"))
+    }
+
+    /// Takes a sequence's memory back and keeps what is in it, as far as it was computed: `tokens`.
+    pub fn close(&mut self, mut sequence: Sequence, tokens: &[TokenId]) {
+        if tokens.is_empty() {
+            return self.discard(sequence);
+        }
+        self.keep_state(&mut sequence, tokens.len());
+        let beyond = sequence.pages.split_off(tokens.len().div_ceil(PAGE));
+        beyond.into_iter().for_each(|page| self.release(page));
+        let unused = self.prefixes.insert(tokens, &sequence.pages, &sequence.states);
+        self.take_back(unused);
         self.free_slots.push(sequence.slot);
     }
 
+    /// Takes a sequence's memory back and forgets what is in it.
+    pub fn discard(&mut self, sequence: Sequence) {
+        let Sequence { pages, slot, states, .. } = sequence;
+        self.take_back(Unused { pages, slots: states.into_iter().map(|(_, slot)| slot).collect() });
+        self.free_slots.push(slot);
+    }
+
+    /// Gives up pages' uses and slots of kept states.
+    fn take_back(&mut self, unused: Unused) {
+        self.kept -= unused.slots.len();
+        self.free_slots.extend(unused.slots);
+        unused.pages.into_iter().rev().for_each(|page| self.release(page));
+    }
+
+    fn release(&mut self, page: u32) {
+        let uses = &mut self.uses[page as usize];
+        *uses -= 1;
+        if *uses == 0 {
+            self.free.push(page);
+        }
+    }
+
+    fn copy_page(&mut self, from: usize, to: usize) {
+        for layer in &mut self.layers {
+            if let LayerCache::Kv(kv) = layer {
+                kv.copy_page(from, to);
+            }
+        }
+    }
+
+    fn copy_state(&mut self, from: usize, to: usize) {
+        for layer in &mut self.layers {
+            if let LayerCache::State(state) = layer {
+                state.copy_slot(from, to);
+            }
+        }
+    }
+
+    /// Whether some layers keep states of fixed size.
+    pub(crate) fn has_states(&self) -> bool {
+        self.has_states
+    }
+
     pub fn tokens_capacity(&self) -> usize {
-        self.pages * PAGE
+        (self.uses.len() - 1) * PAGE
+    }
+
+    /// Tokens that pages in use have room for, those that are only kept among them.
+    pub fn tokens_held(&self) -> usize {
+        (self.uses.len() - self.free.len()) * PAGE
     }
 
     pub fn bytes_capacity(&self) -> u64 {
-        self.pages as u64 * self.page_bytes + self.sequences as u64 * self.slot_bytes
+        (self.uses.len() as u64 - 1) * self.page_bytes + self.slots as u64 * self.slot_bytes
     }
 }

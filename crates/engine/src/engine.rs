@@ -1,14 +1,16 @@
 //! A loaded model and the thread that generates with it.
 
-use crate::model::{Model, Progress};
+use crate::cache::KvCache;
+use crate::model::{Model, News, Progress};
 use crate::request::{Refused, Request, Sink, Stats, Ticket};
 use crate::sampler;
 use crate::scheduler::{Pending, Scheduler};
 use crate::tokenizer::Tokenizer;
 use kernels::Pool;
-use kernels::attention::KvFormat;
+use kernels::attention::{KvFormat, PAGE};
 use std::collections::VecDeque;
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -18,8 +20,16 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 pub struct EngineConfig {
     /// Tokens that one request may have, prompt and completion together.
     pub context_tokens: usize,
-    /// Requests that compute at once; each can hold a whole context.
+    /// Requests that compute at once.
     pub parallel: usize,
+    /// Tokens that the cache has room for, at least one whole context; `None`: a whole context for each that computes.
+    pub cache_tokens: Option<usize>,
+    /// Whether tokens are guessed from what stood before, where that pays. What is said is the same.
+    pub speculation: bool,
+    /// Where the cache is kept over a restart.
+    pub saved_cache: Option<PathBuf>,
+    /// The most that is written there.
+    pub saved_bytes_max: u64,
     /// How keys and values are kept.
     pub kv_format: KvFormat,
     /// Requests that may wait for a slot.
@@ -35,11 +45,23 @@ impl Default for EngineConfig {
         Self {
             context_tokens: 4096,
             parallel: 4,
+            cache_tokens: None,
+            speculation: true,
+            saved_cache: None,
+            saved_bytes_max: 2 << 30,
             kv_format: KvFormat::default(),
             waiting_max: 256,
             prefill_tokens_max: 512,
             prefill_tokens_beside_decode_max: 96,
         }
+    }
+}
+
+impl EngineConfig {
+    /// Tokens that the cache has room for.
+    pub fn cache_tokens(&self) -> usize {
+        let context = self.context_tokens.next_multiple_of(PAGE);
+        self.cache_tokens.map_or(context.saturating_mul(self.parallel), |tokens| tokens.max(context))
     }
 }
 
@@ -89,7 +111,14 @@ impl Engine {
             let run = move || {
                 pool.enter();
                 let tokenizer = model.tokenizer().expect("checked by the caller");
-                Scheduler::new(&model, tokenizer, &pool, &config, &inbox).run();
+                let mut scheduler = Scheduler::new(&model, tokenizer, &pool, &config, &inbox);
+                if let Some(path) = &config.saved_cache {
+                    scheduler.load(&model, path);
+                }
+                let cache = scheduler.run();
+                if let Some(path) = &config.saved_cache {
+                    save(&model, &cache, &config, path);
+                }
             };
             thread::Builder::new()
                 .name("dunlin-engine".to_owned())
@@ -175,6 +204,13 @@ impl Engine {
     }
 }
 
+fn save(model: &Model, cache: &KvCache, config: &EngineConfig, path: &Path) {
+    match cache.save(model, config.context_tokens, path, config.saved_bytes_max) {
+        Ok(tokens) => model.tell(News::CacheSaved { path, tokens }),
+        Err(error) => model.tell(News::CacheNotSaved { path, error: &error }),
+    }
+}
+
 impl Drop for Engine {
     fn drop(&mut self) {
         self.shut_down();
@@ -223,6 +259,16 @@ impl Inbox {
         // Counted here and not after their first step, so that the queue's limit holds meanwhile.
         state.stats.requests_running += live;
         Some(taken)
+    }
+
+    /// Puts requests that were taken back where they were.
+    pub(crate) fn put_back(&self, pending: Vec<Pending>) {
+        if pending.is_empty() {
+            return;
+        }
+        let mut state = self.lock();
+        state.stats.requests_running = state.stats.requests_running.saturating_sub(pending.len());
+        pending.into_iter().rev().for_each(|pending| state.waiting.push_front(pending));
     }
 
     /// Those that were waiting when the engine stopped.

@@ -11,13 +11,14 @@ pub mod model;
 pub mod request;
 mod sampler;
 mod scheduler;
+mod speculation;
 pub mod template;
 mod text;
 pub mod tokenizer;
 
-pub use cache::{KvCache, Sequence};
+pub use cache::{KvCache, SavedError, Sequence, states_kept};
 pub use engine::{Engine, EngineConfig};
-pub use kernels::attention::KvFormat;
+pub use kernels::attention::{KvFormat, PAGE};
 pub use kernels::{Isa, Pool};
 pub use model::{Model, ModelError, OpenOptions};
 pub use request::*;

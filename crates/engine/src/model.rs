@@ -18,6 +18,7 @@ pub use forward::{Batch, Forward, SequenceStep};
 pub use outline::{KvHeads, Outline};
 pub use store::{Listener, News, Outcome};
 
+use crate::cache::Identity;
 use crate::gguf::{Gguf, GgufError};
 use crate::request::TokenId;
 use crate::template::{ChatTemplate, TemplateError};
@@ -26,6 +27,7 @@ use config::Config;
 use kernels::attention::{KvFormat, KvShape};
 use kernels::recurrent::StateShape;
 use kernels::{Format, Isa, Pool};
+use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::Store;
@@ -276,6 +278,28 @@ impl Model {
     pub fn kv_bytes(&self, format: KvFormat, tokens: usize) -> u64 {
         let states = self.config.state_bytes();
         outline::kv_bytes(self.config.kv_layers(), format, tokens).saturating_add(states)
+    }
+
+    /// Whether some layers keep a state of fixed size, which cannot be taken back to an earlier token.
+    pub fn has_states(&self) -> bool {
+        self.config.state_bytes() > 0
+    }
+
+    /// What a cache of this model belongs to, where a context has so many tokens.
+    pub(crate) fn cache_identity(&self, format: KvFormat, context_tokens: usize) -> Identity {
+        let mut hash = Sha256::new();
+        hash.update(self.store.key());
+        hash.update(format!("{format} {}", self.isa));
+        // Some rotary embeddings turn otherwise in long contexts.
+        for rope in &self.store.weights().parts.ropes {
+            hash.update([u8::from(rope.is_long(context_tokens))]);
+        }
+        let name = format!("{} with a cache of {format} on {}", self.name(), self.isa);
+        Identity { key: hash.finalize().into(), name }
+    }
+
+    pub(crate) fn tell(&self, news: News<'_>) {
+        self.store.tell(news);
     }
 
     /// The first of `ids` that is outside of the vocabulary.

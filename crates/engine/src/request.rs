@@ -134,7 +134,12 @@ pub enum FinishReason {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     pub prompt_tokens: usize,
+    /// Of these, how many were in the cache already.
+    pub cached_tokens: usize,
     pub completion_tokens: usize,
+    /// Tokens that were guessed and computed on trial, and how many of these came true.
+    pub guessed_tokens: usize,
+    pub true_guesses: usize,
 }
 
 /// Where the time of a generation went.
@@ -196,12 +201,16 @@ pub struct Stats {
     pub requests_running: usize,
     pub requests_waiting: usize,
     pub kv_tokens_used: usize,
+    /// Room of pages that are in use or kept for who may begin with the same tokens.
+    pub kv_tokens_held: usize,
     pub kv_tokens_capacity: usize,
     pub kv_bytes_capacity: u64,
     /// How much of the weights is in the layout of the kernels; less than all while they are packed in the background.
     pub weights_packed_bytes: u64,
     pub weights_bytes: u64,
+    /// Computed, not those that were in the cache.
     pub prompt_tokens_total: u64,
+    pub cached_tokens_total: u64,
     pub generation_tokens_total: u64,
     /// Forward passes so far.
     pub steps_total: u64,

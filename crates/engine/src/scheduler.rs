@@ -3,16 +3,20 @@
 //! A request waits, then holds a slot until it is done. Each step gives every generating slot its one token and shares
 //! what is left of the step's budget among the prompts, oldest first; while anyone is generating, prompts get a smaller
 //! budget, so that a long prompt costs the others a bounded delay. Pages for all that a request may ever need are
-//! taken when it is admitted, so nothing that has started can run out of memory.
+//! taken when it is admitted, so nothing that has started can run out of memory; where there are not enough, it waits, and
+//! all who came later wait behind it. What earlier requests left in the cache is not computed again.
 
 use crate::cache::{KvCache, Sequence};
 use crate::engine::{EngineConfig, Inbox};
-use crate::model::{Forward, Model, SequenceStep};
+use crate::model::{Forward, Model, News, SequenceStep};
 use crate::request::{Event, FinishReason, Finished, Request, Sink, Stats, Timing, Token, TokenId, Usage};
 use crate::sampler::{Sampler, log_probabilities};
+use crate::speculation::{GUESSES_MAX, Guesser, Pace};
 use crate::text::{Step, TextOut};
 use crate::tokenizer::Tokenizer;
+use kernels::attention::PAGE;
 use kernels::{Context, Pool};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -33,7 +37,7 @@ impl Pending {
     }
 
     fn finish(mut self, reason: FinishReason) {
-        let usage = Usage { prompt_tokens: self.request.prompt.len(), completion_tokens: 0 };
+        let usage = Usage { prompt_tokens: self.request.prompt.len(), ..Usage::default() };
         let timing = Timing { queue: self.submitted.elapsed(), ..Timing::default() };
         (self.sink)(Event::Finished(Finished { reason, text: String::new(), usage, timing }));
     }
@@ -51,6 +55,13 @@ struct Slot {
     tokens: Vec<TokenId>,
     /// How many of `tokens` are in the cache.
     computed: usize,
+    /// Lengths at which the state is kept, the last first.
+    keep_at: Vec<usize>,
+    /// `None` where nothing is guessed.
+    guesser: Option<Guesser>,
+    /// The tokens of this step: of a prompt the next ones, else the last and what is guessed to follow.
+    step: Vec<TokenId>,
+    guessed: Guessed,
     completion_max: usize,
     submitted: Instant,
     started: Option<Instant>,
@@ -68,12 +79,17 @@ impl Slot {
         self.tokens.len() - self.computed
     }
 
+    /// Of these, how many before the state is kept.
+    fn left_to_next_keeping(&self) -> usize {
+        self.keep_at.last().map_or(self.left(), |&at| at - self.computed)
+    }
+
     fn is_prefilling(&self) -> bool {
         self.generated() == 0
     }
 
-    /// Reports the end and gives the memory back.
-    fn finish(mut self, reason: FinishReason, text: String) -> Sequence {
+    /// Reports the end.
+    fn finish(&mut self, reason: FinishReason, text: String) {
         let or_now = |at: Option<Instant>| at.unwrap_or_else(Instant::now);
         let started = or_now(self.started);
         let timing = Timing {
@@ -84,10 +100,22 @@ impl Slot {
                 _ => Default::default(),
             },
         };
-        let usage = Usage { prompt_tokens: self.request.prompt.len(), completion_tokens: self.generated() };
+        let usage = Usage {
+            prompt_tokens: self.request.prompt.len(),
+            cached_tokens: self.sequence.known(),
+            completion_tokens: self.generated(),
+            guessed_tokens: self.guessed.all,
+            true_guesses: self.guessed.true_ones,
+        };
         (self.sink)(Event::Finished(Finished { reason, text, usage, timing }));
-        self.sequence
     }
+}
+
+/// How many tokens were guessed, and how many of these came true.
+#[derive(Clone, Copy, Debug, Default)]
+struct Guessed {
+    all: usize,
+    true_ones: usize,
 }
 
 /// The engine's thread: takes requests from the inbox until it is told to stop.
@@ -98,6 +126,9 @@ pub(crate) struct Scheduler<'a> {
     forward: Forward<'a>,
     cache: KvCache,
     slots: Vec<Slot>,
+    /// The next in turn, where there was no room for it yet.
+    delayed: Option<Pending>,
+    pace: Pace,
     /// The tokens that end a turn.
     ends: Vec<TokenId>,
 }
@@ -110,26 +141,51 @@ impl<'a> Scheduler<'a> {
         config: &'a EngineConfig,
         inbox: &'a Inbox,
     ) -> Self {
-        let page = kernels::attention::PAGE;
-        let tokens = config.context_tokens.next_multiple_of(page) * config.parallel;
-        let cache = KvCache::new(model, config.kv_format, tokens, config.parallel);
+        let cache = KvCache::new(model, config.kv_format, config.cache_tokens(), config.parallel);
         inbox.update(|stats| {
             stats.kv_tokens_capacity = cache.tokens_capacity();
             stats.kv_bytes_capacity = cache.bytes_capacity();
         });
         let ends = (0..tokenizer.vocabulary() as TokenId).filter(|&id| tokenizer.is_end(id)).collect();
         let forward = Forward::new(model, pool, config.context_tokens);
-        Self { tokenizer, config, inbox, forward, cache, slots: Vec::new(), ends }
+        Self {
+            tokenizer,
+            config,
+            inbox,
+            forward,
+            cache,
+            slots: Vec::new(),
+            delayed: None,
+            pace: Pace::default(),
+            ends,
+        }
     }
 
-    /// Runs until the engine is shut down; what is then unfinished is cancelled.
-    pub(crate) fn run(mut self) {
+    /// Takes what an earlier run saved.
+    pub(crate) fn load(&mut self, model: &Model, path: &Path) {
+        match self.cache.load(model, self.config.context_tokens, path) {
+            Ok(tokens) => model.tell(News::CacheLoaded { path, tokens }),
+            Err(error) if error.is_missing() => {}
+            Err(error) => model.tell(News::CacheRefused { path, error: &error }),
+        }
+        self.report();
+    }
+
+    /// Runs until the engine is shut down; what is then unfinished is cancelled. Returns the cache.
+    pub(crate) fn run(mut self) -> KvCache {
         loop {
-            let free = self.config.parallel - self.slots.len();
-            let Some(admitted) = self.inbox.take(free, self.slots.is_empty()) else { break };
-            for pending in admitted {
-                self.admit(pending);
+            let nobody = self.slots.is_empty() && self.delayed.is_none();
+            let free = if self.delayed.is_some() { 0 } else { self.config.parallel - self.slots.len() };
+            let Some(admitted) = self.inbox.take(free, nobody) else { break };
+            let mut behind = Vec::new();
+            for pending in self.delayed.take().into_iter().chain(admitted) {
+                if self.delayed.is_some() && !pending.is_cancelled() {
+                    behind.push(pending);
+                } else if let Some(pending) = self.admit(pending) {
+                    self.delayed = Some(pending);
+                }
             }
+            self.inbox.put_back(behind);
             self.drop_cancelled();
             if !self.slots.is_empty() {
                 self.step();
@@ -141,26 +197,34 @@ impl<'a> Scheduler<'a> {
         for mut slot in slots {
             let text = slot.text.finish();
             slot.finish(FinishReason::Cancelled, text);
+            self.cache.close(slot.sequence, &slot.tokens[..slot.computed]);
         }
-        for pending in self.inbox.take_all() {
+        for pending in self.delayed.take().into_iter().chain(self.inbox.take_all()) {
             pending.finish(FinishReason::Cancelled);
         }
+        self.cache
     }
 
-    fn admit(&mut self, pending: Pending) {
+    /// Gives a request a slot, or back where there is no room for it in the cache.
+    fn admit(&mut self, pending: Pending) -> Option<Pending> {
         if pending.is_cancelled() {
-            return pending.finish(FinishReason::Cancelled);
+            pending.finish(FinishReason::Cancelled);
+            return None;
         }
         let prompt = pending.request.prompt.len();
         let room = self.config.context_tokens - prompt;
         let completion_max = pending.request.max_tokens.unwrap_or(room).min(room);
         if completion_max == 0 {
-            return pending.finish(FinishReason::Length);
+            pending.finish(FinishReason::Length);
+            return None;
         }
-        let mut sequence = self.cache.open().expect("the cache is for as many sequences as there are slots");
         // The last token is never computed, only chosen.
-        let reserved = self.cache.reserve(&mut sequence, prompt + completion_max - 1);
-        assert!(reserved, "the cache holds a whole context for each slot");
+        let Some(sequence) = self.cache.resume(&pending.request.prompt, prompt + completion_max - 1) else {
+            assert!(!self.slots.is_empty(), "the cache has room for a whole context");
+            return Some(pending);
+        };
+        let computed = sequence.known();
+        self.inbox.update(|stats| stats.cached_tokens_total += computed as u64);
         let Pending { request, sink, cancelled, submitted, seed } = pending;
         self.slots.push(Slot {
             sink,
@@ -169,7 +233,12 @@ impl<'a> Scheduler<'a> {
             text: TextOut::new(&request.stop),
             sequence,
             tokens: request.prompt.clone(),
-            computed: 0,
+            computed,
+            keep_at: self.keep_at(prompt, computed),
+            // A state cannot be taken back to before a guess that was wrong.
+            guesser: (self.config.speculation && !self.cache.has_states()).then(Guesser::new),
+            step: Vec::new(),
+            guessed: Guessed::default(),
             completion_max,
             submitted,
             started: None,
@@ -177,6 +246,17 @@ impl<'a> Scheduler<'a> {
             last_token: None,
             request,
         });
+        None
+    }
+
+    /// Where the state of a prompt is kept: at its end, from which its answer goes on, and some tokens before, where a later
+    /// prompt may part from it because templates write an answer's beginning in another way once it is past.
+    fn keep_at(&self, prompt: usize, computed: usize) -> Vec<usize> {
+        if !self.cache.has_states() {
+            return Vec::new();
+        }
+        let before = (prompt - 1) / PAGE * PAGE;
+        [prompt, before].into_iter().filter(|&at| at > computed).collect()
     }
 
     fn drop_cancelled(&mut self) {
@@ -190,73 +270,96 @@ impl<'a> Scheduler<'a> {
 
     /// Ends slot `i` and frees its pages; whoever hears of it finds it gone from the statistics.
     fn retire(&mut self, i: usize, reason: FinishReason, text: String) {
-        let slot = self.slots.remove(i);
+        let mut slot = self.slots.remove(i);
         self.report();
-        self.cache.close(slot.finish(reason, text));
+        slot.finish(reason, text);
+        self.cache.close(slot.sequence, &slot.tokens[..slot.computed]);
     }
 
-    /// How many tokens each slot computes in this step.
-    fn share_out(&self) -> Vec<usize> {
+    /// Decides what each slot computes in this step; what was left of the last is gone.
+    fn share_out(&mut self) {
         let generating = self.slots.iter().filter(|s| !s.is_prefilling()).count();
         let budget = match generating {
             0 => self.config.prefill_tokens_max,
             _ => self.config.prefill_tokens_beside_decode_max,
         };
         let mut left = budget;
-        let share = |slot: &Slot| {
-            if !slot.is_prefilling() {
-                return 1;
+        // Beside a prompt, whose tokens take their time anyway, nothing is guessed.
+        let only_generating = generating == self.slots.len();
+        let mut tokens = generating;
+        for slot in &mut self.slots {
+            slot.step.clear();
+            if slot.is_prefilling() {
+                let share = slot.left_to_next_keeping().min(left);
+                left -= share;
+                slot.step.extend(&slot.tokens[slot.computed..][..share]);
+                continue;
             }
-            let share = slot.left().min(left);
-            left -= share;
-            share
-        };
-        self.slots.iter().map(share).collect()
+            slot.step.extend(slot.tokens.last());
+            // The last token that may be generated is not computed.
+            let most = GUESSES_MAX.min(slot.completion_max - slot.generated() - 1);
+            if let Some(guesser) = slot.guesser.as_mut().filter(|_| only_generating) {
+                let guesses = guesser.guess(&slot.tokens, most);
+                let worth = guesser.worth(guesses.len(), tokens, &self.pace);
+                slot.step.extend(&guesses[..worth]);
+                tokens += worth;
+            }
+        }
     }
 
     fn step(&mut self) {
-        let shares = self.share_out();
+        self.share_out();
         let now = Instant::now();
         let mut batch = Vec::with_capacity(self.slots.len());
+        // Which slots have logits, how many tokens there are, and which of their rows come first.
         let mut who = Vec::with_capacity(self.slots.len());
         let (mut prompt_tokens, mut outputs) = (0, 0);
-        for (i, (slot, &share)) in self.slots.iter_mut().zip(&shares).enumerate() {
-            if share == 0 {
-                continue;
-            }
+        for (i, slot) in self.slots.iter_mut().enumerate().filter(|(_, slot)| !slot.step.is_empty()) {
             slot.started.get_or_insert(now);
-            if slot.is_prefilling() {
-                prompt_tokens += share;
-            }
-            let wants_logits = share == slot.left();
-            if wants_logits {
+            let own = if !slot.is_prefilling() {
+                slot.step.len()
+            } else {
+                prompt_tokens += slot.step.len();
+                usize::from(slot.step.len() == slot.left())
+            };
+            if own > 0 {
                 who.push((i, outputs));
-                outputs += 1;
+                outputs += own;
             }
             batch.push(SequenceStep {
-                tokens: &slot.tokens[slot.computed..][..share],
+                tokens: &slot.step,
                 position: slot.computed,
                 sequence: &slot.sequence,
-                outputs: usize::from(wants_logits),
+                outputs: own,
             });
         }
         let context = self.forward.context();
         let logits = self.forward.step(&batch, &mut self.cache);
-        for (slot, share) in self.slots.iter_mut().zip(&shares) {
-            slot.computed += share;
+        if prompt_tokens == 0 {
+            self.pace.learn(outputs, now.elapsed());
+        }
+        for slot in self.slots.iter_mut().filter(|slot| slot.is_prefilling()) {
+            slot.computed += slot.step.len();
+            if slot.keep_at.last() == Some(&slot.computed) {
+                slot.keep_at.pop();
+                self.cache.keep_state(&mut slot.sequence, slot.computed);
+            }
         }
         let mut ended = Vec::new();
+        let mut generated = 0;
         for &(i, row) in &who {
             let slot = &mut self.slots[i];
-            if let Some((reason, text)) = generate(slot, self.tokenizer, &self.ends, context, logits.row(row))
-            {
+            let before = slot.generated();
+            let rows = (row..).map(|row| logits.row(row));
+            if let Some((reason, text)) = generate(slot, self.tokenizer, &self.ends, context, rows) {
                 ended.push((i, reason, text));
             }
+            generated += slot.generated() - before;
         }
         self.inbox.update(|stats| {
             stats.steps_total += 1;
             stats.prompt_tokens_total += prompt_tokens as u64;
-            stats.generation_tokens_total += who.len() as u64;
+            stats.generation_tokens_total += generated as u64;
         });
         for (i, reason, text) in ended.into_iter().rev() {
             self.retire(i, reason, text);
@@ -264,16 +367,50 @@ impl<'a> Scheduler<'a> {
     }
 
     fn report(&self) {
-        let used = self.slots.iter().map(|s| s.computed).sum();
+        // Several may use the same pages.
+        let used = self.slots.iter().map(|s| s.computed).sum::<usize>().min(self.cache.tokens_capacity());
         self.inbox.update(|stats: &mut Stats| {
-            stats.requests_running = self.slots.len();
+            stats.requests_running = self.slots.len() + usize::from(self.delayed.is_some());
             stats.kv_tokens_used = used;
+            stats.kv_tokens_held = self.cache.tokens_held();
         });
     }
 }
 
+/// Chooses a slot's next tokens, as long as they are what was guessed, and reports them; returns how the generation ended if
+/// it did.
+fn generate<'l>(
+    slot: &mut Slot,
+    tokenizer: &Tokenizer,
+    ends: &[TokenId],
+    context: Context<'_>,
+    rows: impl Iterator<Item = &'l [f32]>,
+) -> Option<(FinishReason, String)> {
+    let guesses = if slot.is_prefilling() { Vec::new() } else { slot.step.split_off(1) };
+    if !slot.is_prefilling() {
+        slot.computed += 1;
+    }
+    let mut came_true = 0;
+    let mut end = None;
+    for logits in rows.take(guesses.len() + 1) {
+        end = generate_one(slot, tokenizer, ends, context, logits);
+        if end.is_some() || guesses.get(came_true) != slot.tokens.last() {
+            break;
+        }
+        // Its keys and values are there already.
+        came_true += 1;
+        slot.computed += 1;
+    }
+    if let Some(guesser) = &mut slot.guesser {
+        guesser.learn(guesses.len(), came_true);
+    }
+    slot.guessed.all += guesses.len();
+    slot.guessed.true_ones += came_true;
+    end
+}
+
 /// Chooses a slot's next token and reports it; returns how the generation ended if it did.
-fn generate(
+fn generate_one(
     slot: &mut Slot,
     tokenizer: &Tokenizer,
     ends: &[TokenId],

@@ -22,7 +22,7 @@ use crate::elementwise;
 use crate::format::GROUP;
 use crate::isa::{MixArgs, MixFn, ScoreArgs, ScoreFn, TileArgs, TileFn, width_index};
 use crate::layout::STRIP;
-use crate::ops::{Rows, SharedRows};
+use crate::ops::{Rows, SharedRows, are_disjoint};
 use crate::panel::{PANEL_WIDTHS, RECORD};
 use crate::shared::SharedMut;
 use half::f16;
@@ -117,6 +117,8 @@ pub fn attend(
     let heads = shape.heads * group;
     assert_eq!((q.count(), heads * shape.value_dim), (out.count(), out.cols()), "queries and output");
     assert!(scoring.sinks.is_none_or(|sinks| sinks.len() == heads), "a sink for each head");
+    let rows = chunks.iter().map(|chunk| chunk.row..chunk.row + chunk.tokens);
+    assert!(are_disjoint(rows, q.count()), "rows of the batch, each in one chunk");
     let mask = scoring.mask;
     let mut blocks = Vec::new();
     for chunk in chunks {

@@ -38,6 +38,16 @@ pub enum ActivationFunction {
     ClampedSwiglu,
 }
 
+/// Whether ranges of rows come one after the other, without any row twice, and end before `rows`.
+pub(crate) fn are_disjoint(ranges: impl Iterator<Item = Range<usize>>, rows: usize) -> bool {
+    let mut next = 0;
+    ranges.filter(|range| !range.is_empty()).all(|range| {
+        let follows = range.start >= next && range.end <= rows;
+        next = range.end;
+        follows
+    })
+}
+
 /// Calls `f` for every token, on all threads if there are enough of them to pay.
 pub(crate) fn for_each_token(context: Context<'_>, tokens: usize, f: &(dyn Fn(usize) + Sync)) {
     if tokens <= TOKENS_INLINE_MAX {

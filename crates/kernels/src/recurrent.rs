@@ -5,7 +5,7 @@
 //! a sequence was cut; heads and channels are shared out over threads.
 
 use crate::Context;
-use crate::ops::Rows;
+use crate::ops::{Rows, are_disjoint};
 use crate::shared::SharedMut;
 
 /// Channels that one item of a convolution takes.
@@ -107,10 +107,13 @@ impl StateLayer {
     }
 }
 
-/// Spans of a layer's slots, each slot in one of them at most.
+/// Spans of a layer's slots, each slot and each row in one of them at most.
 fn check_spans(spans: &[Span], shape: StateShape, tokens: usize) {
     assert!(spans.iter().all(|span| span.slot < shape.slots), "slots of the layer");
-    assert!(spans.iter().all(|span| span.row + span.tokens <= tokens), "rows of the batch");
+    assert!(
+        are_disjoint(spans.iter().map(|span| span.row..span.row + span.tokens), tokens),
+        "rows of the batch"
+    );
     let mut slots: Vec<usize> = spans.iter().map(|span| span.slot).collect();
     slots.sort_unstable();
     assert!(slots.windows(2).all(|two| two[0] != two[1]), "two spans share a slot");

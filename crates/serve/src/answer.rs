@@ -40,12 +40,22 @@ pub(crate) struct UsageObject {
     pub(crate) prompt_tokens: usize,
     pub(crate) completion_tokens: usize,
     pub(crate) total_tokens: usize,
+    pub(crate) prompt_tokens_details: PromptTokensDetails,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct PromptTokensDetails {
+    /// What did not have to be computed, because an earlier request began with the same tokens.
+    pub(crate) cached_tokens: usize,
 }
 
 impl UsageObject {
     /// Adds one choice. The prompt of several choices counts once, as OpenAI counts it.
     pub(crate) fn add(&mut self, usage: Usage, first_of_prompt: bool) {
-        self.prompt_tokens += if first_of_prompt { usage.prompt_tokens } else { 0 };
+        if first_of_prompt {
+            self.prompt_tokens += usage.prompt_tokens;
+            self.prompt_tokens_details.cached_tokens += usage.cached_tokens;
+        }
         self.completion_tokens += usage.completion_tokens;
         self.total_tokens = self.prompt_tokens + self.completion_tokens;
     }
@@ -55,6 +65,9 @@ impl UsageObject {
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Timings {
     queue_ms: f64,
+    /// Prompt tokens that were in the cache already.
+    cache_n: usize,
+    /// The others.
     prompt_n: usize,
     prompt_ms: f64,
     prompt_per_token_ms: f64,
@@ -63,22 +76,29 @@ pub(crate) struct Timings {
     predicted_ms: f64,
     predicted_per_token_ms: f64,
     predicted_per_second: f64,
+    /// Tokens that were guessed, and how many of these came true.
+    draft_n: usize,
+    draft_n_accepted: usize,
 }
 
 impl Timings {
     pub(crate) fn new(usage: Usage, timing: Timing) -> Self {
         // The first token belongs to the prefill: decode is measured from it to the last.
         let decoded = usage.completion_tokens.saturating_sub(1);
+        let computed = usage.prompt_tokens - usage.cached_tokens;
         Self {
             queue_ms: milliseconds(timing.queue),
-            prompt_n: usage.prompt_tokens,
+            cache_n: usage.cached_tokens,
+            prompt_n: computed,
             prompt_ms: milliseconds(timing.prefill),
-            prompt_per_token_ms: ratio(milliseconds(timing.prefill), usage.prompt_tokens as f64),
-            prompt_per_second: ratio(usage.prompt_tokens as f64, timing.prefill.as_secs_f64()),
+            prompt_per_token_ms: ratio(milliseconds(timing.prefill), computed as f64),
+            prompt_per_second: ratio(computed as f64, timing.prefill.as_secs_f64()),
             predicted_n: usage.completion_tokens,
             predicted_ms: milliseconds(timing.decode),
             predicted_per_token_ms: ratio(milliseconds(timing.decode), decoded as f64),
             predicted_per_second: ratio(decoded as f64, timing.decode.as_secs_f64()),
+            draft_n: usage.guessed_tokens,
+            draft_n_accepted: usage.true_guesses,
         }
     }
 }

@@ -136,6 +136,11 @@ fn add_engine(page: &mut Exposition, stats: Stats) {
         bytes => stats.weights_packed_bytes as f64 / bytes as f64,
     };
     page.counter("dunlin_prompt_tokens_total", "Prompt tokens computed.", stats.prompt_tokens_total);
+    page.counter(
+        "dunlin_cached_tokens_total",
+        "Prompt tokens that were in the cache.",
+        stats.cached_tokens_total,
+    );
     page.counter("dunlin_generation_tokens_total", "Tokens generated.", stats.generation_tokens_total);
     page.counter("dunlin_forward_passes_total", "Forward passes of the model.", stats.steps_total);
     page.gauge("dunlin_requests_running", "Generations being computed.", stats.requests_running);
@@ -143,6 +148,7 @@ fn add_engine(page: &mut Exposition, stats: Stats) {
     page.gauge("dunlin_weights_packed_ratio", "Part of the weights that is packed, 0 to 1.", packed);
     page.gauge("dunlin_kv_cache_usage_ratio", "Part of the KV cache in use, 0 to 1.", ratio);
     page.gauge("dunlin_kv_cache_tokens", "Tokens in the KV cache.", stats.kv_tokens_used);
+    page.gauge("dunlin_kv_cache_held_tokens", "Room of its pages in use or kept.", stats.kv_tokens_held);
     page.gauge("dunlin_kv_cache_capacity_tokens", "Tokens that the KV cache can hold.", capacity);
     page.gauge("dunlin_kv_cache_bytes", "Bytes of the KV cache in use.", bytes_used);
     page.gauge("dunlin_kv_cache_capacity_bytes", "Bytes of the KV cache.", stats.kv_bytes_capacity);

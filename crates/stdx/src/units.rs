@@ -1,6 +1,7 @@
 //! Numbers with units, for people.
 
 use std::fmt;
+use std::str::FromStr;
 
 /// A number of bytes, shown in binary units: `512 B`, `1.5 KiB`, `23.0 GiB`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +17,29 @@ impl fmt::Display for Bytes {
             (_, "B") => write!(f, "{} B", self.0),
             (value, unit) => write!(f, "{value:.1} {unit}"),
         }
+    }
+}
+
+/// A number with a unit: `4096`, `512MiB`, `1.5 GiB`, `2G`. Letters alone are binary units, too.
+impl FromStr for Bytes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("'{text}' is no size; sizes look like 512MiB or 2GiB");
+        let text = text.trim();
+        let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let unit = unit.trim_start().to_ascii_lowercase();
+        let power = match unit.trim_end_matches('b').trim_end_matches('i') {
+            "" => 0,
+            "k" => 1,
+            "m" => 2,
+            "g" => 3,
+            "t" => 4,
+            _ => return Err(wrong()),
+        };
+        let bytes = number.parse::<f64>().map_err(|_| wrong())? * 1024f64.powi(power);
+        if bytes <= u64::MAX as f64 { Ok(Bytes(bytes as u64)) } else { Err(wrong()) }
     }
 }
 
@@ -45,6 +69,24 @@ fn scaled(value: u64, step: u64, units: &[&'static str]) -> (f64, &'static str) 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("17", 17),
+            ("1k", 1024),
+            ("512MiB", 512 << 20),
+            ("1.5 GiB", 3 << 29),
+            ("2gb", 2 << 30),
+            ("1TiB", 1 << 40),
+        ] {
+            assert_eq!(text.parse(), Ok(Bytes(bytes)), "{text}");
+        }
+        for text in ["", "MiB", "-1", "1.2.3", "4 apples", "1e9", "9999999999TiB"] {
+            assert!(text.parse::<Bytes>().is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn bytes() {

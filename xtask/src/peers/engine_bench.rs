@@ -123,7 +123,7 @@ impl<'a> Bench<'a> {
         let page_tokens = KvCache::new(model, kv, 1, 1).tokens_capacity();
         let capacity = streams * positions.next_multiple_of(page_tokens);
         let mut cache = KvCache::new(model, kv, capacity, streams);
-        let mut sequences: Vec<_> = std::iter::from_fn(|| cache.open()).collect();
+        let mut sequences: Vec<_> = (0..streams).map(|_| cache.open()).collect();
         for sequence in &mut sequences {
             ensure!(cache.reserve(sequence, positions), "the cache is too small");
         }

@@ -26,6 +26,10 @@ pub(super) enum Arch {
     Qwen3,
     /// Needs a shape with experts, and they need it
     Qwen3moe,
+    /// Five layers of six with a sliding window of 512 tokens
+    Gemma3,
+    /// Two layers of three are short convolutions
+    Lfm2,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -119,6 +123,11 @@ impl ShapeName {
     }
 }
 
+/// Whether a layer has attention.
+pub(super) fn attends(arch: Arch, layer: u64) -> bool {
+    arch != Arch::Lfm2 || layer % 3 == 2
+}
+
 impl Arch {
     fn name(self) -> &'static str {
         match self {
@@ -126,13 +135,15 @@ impl Arch {
             Arch::Qwen2 => "qwen2",
             Arch::Qwen3 => "qwen3",
             Arch::Qwen3moe => "qwen3moe",
+            Arch::Gemma3 => "gemma3",
+            Arch::Lfm2 => "lfm2",
         }
     }
 }
 
 impl Shape {
-    pub(super) fn put_metadata(&self, head: &mut GgufWriter, arch: Arch, name: ShapeName, preset: Preset) {
-        let arch = arch.name();
+    pub(super) fn put_metadata(&self, head: &mut GgufWriter, family: Arch, name: ShapeName, preset: Preset) {
+        let arch = family.name();
         head.put("general.architecture", arch);
         head.put("general.name", format!("synthetic {arch} {name} {preset}"));
         head.put("general.quantization_version", 2u32);
@@ -143,7 +154,6 @@ impl Shape {
         number("embedding_length", self.embedding);
         number("feed_forward_length", self.feed_forward);
         number("attention.head_count", self.heads);
-        number("attention.head_count_kv", self.heads_kv);
         number("attention.key_length", self.head_dim);
         number("attention.value_length", self.head_dim);
         number("rope.dimension_count", self.head_dim);
@@ -152,6 +162,19 @@ impl Shape {
             number("expert_feed_forward_length", self.feed_forward);
             number("expert_count", self.experts.0);
             number("expert_used_count", self.experts.1);
+        }
+        let mut other = |key: &str, value: u32| head.put(&format!("{arch}.{key}"), value);
+        match family {
+            Arch::Lfm2 => {
+                other("shortconv.l_cache", 3);
+                let heads = |layer| if attends(family, layer) { self.heads_kv as u32 } else { 0 };
+                let heads: Vec<u32> = (0..self.layers).map(heads).collect();
+                head.put_array(&format!("{arch}.attention.head_count_kv"), &heads);
+            }
+            _ => other("attention.head_count_kv", self.heads_kv as u32),
+        }
+        if family == Arch::Gemma3 {
+            head.put(&format!("{arch}.attention.sliding_window"), 512u32);
         }
         head.put(&format!("{arch}.attention.layer_norm_rms_epsilon"), 1e-5f32);
         head.put(&format!("{arch}.rope.freq_base"), self.rope_base);

@@ -64,8 +64,11 @@ fn what_is_no_model() {
 fn what_is_a_model_of_another_kind() {
     let family = damaged(b"general.architecture", 12, b"gizmo");
     let format = damaged(b"blk.0.attn_q.weight", 4 + 16, &34u32.to_le_bytes());
-    let said =
-        ["the architecture \"gizmo\" is not known", "known are llama, qwen2, qwen2moe, qwen3", "hint: `dunlin inspect"];
+    let said = [
+        "the architecture \"gizmo\" is not known",
+        "known are llama, qwen2, qwen2moe, qwen3",
+        "hint: `dunlin inspect",
+    ];
     check(&["serve", family.path()], 4, &said);
     check(&["run", family.path(), "hi"], 4, &said);
     check(&["serve", format.path()], 4, &["blk.0.attn_q.weight", "TQ1_0", "known are", "Q4_K"]);

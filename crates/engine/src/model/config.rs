@@ -312,6 +312,10 @@ impl Config {
         let family = families::find(name)
             .ok_or_else(|| ModelError::UnknownFamily { name: name.to_owned(), known: families::known() })?;
         let keys = Keys { gguf, architecture: family.name };
+        if !keys.flag("attention.causal", true)? {
+            let what = format!("{name} that sees what comes after a token");
+            return Err(ModelError::Unsupported { what });
+        }
         let config = (family.read)(&keys, family)?;
         if config.epsilon <= 0.0 {
             let key = match config.norm {
@@ -567,12 +571,21 @@ impl FeedForward {
             }
             return Ok(FeedForward::Dense { width, function });
         }
-        let used = keys.required("expert_used_count", experts)?;
-        // Older files have the width of an expert where others have that of a dense layer.
-        let width = match keys.count("expert_feed_forward_length", WIDTH_MAX)? {
-            0 => keys.required("feed_forward_length", WIDTH_MAX)?,
+        let of_layer = |name: &str, max: usize| -> Result<usize, ModelError> {
+            Ok(keys.per_layer(name, layers, max)?.map_or(0, |values| values[layer]))
+        };
+        let used = of_layer("expert_used_count", experts)?;
+        if used == 0 {
+            return Err(keys.bad("expert_used_count", used, format!("from 1 to {experts}")));
+        }
+        // Some files have the width of an expert where others have that of a dense layer.
+        let width = match of_layer("expert_feed_forward_length", WIDTH_MAX)? {
+            0 => of_layer("feed_forward_length", WIDTH_MAX)?,
             width => width,
         };
+        if width == 0 {
+            return Err(keys.bad("expert_feed_forward_length", width, format!("from 1 to {WIDTH_MAX}")));
+        }
         let groups = match keys.count("expert_group_count", experts)? {
             0 | 1 => None,
             count if experts % count != 0 => {

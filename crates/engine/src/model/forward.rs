@@ -99,8 +99,9 @@ impl<'a> Forward<'a> {
 
     /// Computes one step and returns the logits that were asked for, a row each, in the batch's order.
     ///
-    /// The first step of a model whose weights were mapped from a packed file waits until that file is verified. Where
-    /// it turns out to be damaged, the step is computed again from the weights in the model file.
+    /// The first step of a model whose weights were mapped from a packed file waits until that file is verified: at its end,
+    /// or, where layers keep states, at its beginning. Where the file turns out to be damaged, the step is computed again
+    /// from the weights in the model file.
     ///
     /// # Panics
     /// If a token is outside of the vocabulary or a sequence's pages do not hold its positions.
@@ -108,6 +109,10 @@ impl<'a> Forward<'a> {
         let model = self.model;
         loop {
             let weights = model.store.weights();
+            // A state that was moved on cannot be moved on again.
+            if cache.has_states() && !model.store.confirm(&weights) {
+                continue;
+            }
             self.compute(&weights, batch, cache);
             // What was wrong is overwritten: a step reads no keys and values but its own and those of earlier steps.
             if model.store.confirm(&weights) {

@@ -458,7 +458,7 @@ fn file_name(gguf: &Gguf, isa: Isa, key: &[u8; 32]) -> String {
 }
 
 /// A digest of everything that the packed bytes depend on.
-fn key(gguf: &Gguf, plan: &Plan, isa: Isa) -> [u8; 32] {
+pub(crate) fn key(gguf: &Gguf, plan: &Plan, isa: Isa) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update(VERSION.to_le_bytes());
     hash.update([u8::from(isa.bytes() == Bytes::Unsigned)]);

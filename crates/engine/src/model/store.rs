@@ -7,9 +7,10 @@
 //!
 //! What it refuses to do: say anything (a [`Listener`] may), or trust a file because of its name.
 
-use super::packed::{Fault, Made, PackedFile, Work, packed_bytes, segments, source};
+use super::packed::{self, Fault, Made, PackedFile, Work, packed_bytes, segments, source};
 use super::weights::{Entry, Parts, Plan, Weights};
 use super::{OpenOptions, Packing, Progress};
+use crate::cache::SavedError;
 use crate::gguf::Gguf;
 use crate::mmap::Map;
 use kernels::matrix::AlignedBytes;
@@ -44,7 +45,7 @@ pub enum Outcome {
     Plain { path: PathBuf },
 }
 
-/// What happens to a model's weights, as it happens.
+/// What happens to a model's weights, and to what is kept of conversations, as it happens.
 #[derive(Debug)]
 pub enum News<'a> {
     /// Packing has begun in the background.
@@ -55,6 +56,14 @@ pub enum News<'a> {
     Damaged { path: &'a Path, fault: &'a Fault },
     /// The packed file cannot be made; the weights are packed into memory.
     InMemory { path: &'a Path, error: &'a io::Error },
+    /// What earlier conversations left behind was read, so many tokens.
+    CacheLoaded { path: &'a Path, tokens: usize },
+    /// A saved cache is not used.
+    CacheRefused { path: &'a Path, error: &'a SavedError },
+    /// What conversations leave behind was saved, so many tokens.
+    CacheSaved { path: &'a Path, tokens: usize },
+    /// It could not be.
+    CacheNotSaved { path: &'a Path, error: &'a io::Error },
 }
 
 type Hear = dyn Fn(News<'_>) + Send + Sync;
@@ -93,6 +102,7 @@ struct Shared {
     gguf: Arc<Gguf>,
     plan: Arc<Plan>,
     parts: Arc<Parts>,
+    key: [u8; 32],
     isa: Isa,
     listener: Listener,
     state: Mutex<State>,
@@ -145,6 +155,7 @@ impl Store {
         let shared = Arc::new(Shared {
             gguf: Arc::clone(gguf),
             parts,
+            key: packed::key(gguf, &plan, options.isa),
             packed_bytes: AtomicU64::new(if is_plain { 0 } else { plan.packed_bytes() }),
             plan,
             isa: options.isa,
@@ -186,6 +197,16 @@ impl Store {
     pub(crate) fn progress(&self) -> Progress {
         let total_bytes = self.shared.plan.packed_bytes();
         Progress { packed_bytes: self.shared.packed_bytes.load(Ordering::Relaxed), total_bytes }
+    }
+
+    /// Over everything that the packed weights depend on.
+    pub(crate) fn key(&self) -> [u8; 32] {
+        self.shared.key
+    }
+
+    /// Tells whoever hears of the weights.
+    pub(crate) fn tell(&self, news: News<'_>) {
+        self.shared.listener.tell(news);
     }
 
     /// Waits until nothing is verified or packed any more.

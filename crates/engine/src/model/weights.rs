@@ -220,10 +220,15 @@ pub(crate) struct RopeTable {
 }
 
 impl RopeTable {
+    /// Whether a context of so many tokens has factors of its own.
+    pub(crate) fn is_long(&self, tokens: usize) -> bool {
+        self.long.as_ref().is_some_and(|(original_tokens, _)| tokens > *original_tokens)
+    }
+
     /// What turns heads in a context of so many tokens.
     pub(crate) fn for_context(&self, tokens: usize) -> (&[f32], f32) {
         let (frequencies, magnitude) = match &self.long {
-            Some((original_tokens, long)) if tokens > *original_tokens => long,
+            Some((_, long)) if self.is_long(tokens) => long,
             _ => &self.short,
         };
         (frequencies, *magnitude)
@@ -275,13 +280,13 @@ pub(crate) fn plan(gguf: &Gguf, config: &Config) -> Result<(Plan, Parts), ModelE
     let layers = config.layers.iter().enumerate();
     let layers = layers.map(|(i, layer)| walk.layer(i, layer)).collect::<Result<_, _>>()?;
     let output_norm = walk.norm(config.output_norm)?;
-    find(gguf, "token_embd.weight", &[config.width as u64, config.vocabulary as u64])?;
+    let embedding = find(gguf, "token_embd.weight", &[config.width as u64, config.vocabulary as u64])?;
+    let format = format_of(embedding.ty).ok_or_else(|| unknown_format("token_embd.weight", embedding))?;
+    let embedding = ("token_embd.weight".to_owned(), format);
     // A model without an output matrix of its own ties it to the embedding.
     let head = if gguf.tensor("output.weight").is_some() { "output" } else { "token_embd" };
     let head = walk.linear(head, config.vocabulary, config.width, Scales::BeforeBias)?;
     let ropes = config.ropes.iter().map(|rope| rope_table(gguf, rope)).collect::<Result<_, _>>()?;
-    let embedding = gguf.tensor("token_embd.weight").and_then(|t| format_of(t.info.ty));
-    let embedding = ("token_embd.weight".to_owned(), embedding.expect("checked when planned"));
     let Walk { entries, slices, .. } = walk;
     Ok((Plan { entries }, Parts { embedding, layers, output_norm, head, ropes, slices }))
 }

@@ -56,6 +56,8 @@ pub(crate) const ALL: &[Species] = &[
         "qwen2moe",
         &[EXPERTS[0], EXPERTS[1], EXPERTS[2], ("expert_shared_feed_forward_length", Number(48))],
     ),
+    // As the first files were, which do not say how wide experts are.
+    species("qwen2moe", &[EXPERTS[0], EXPERTS[1]]),
     species("qwen3", &[]),
     species("qwen3moe", &EXPERTS),
     species("gemma2", &WINDOWS),

@@ -36,6 +36,7 @@ impl Held {
                 News::Done { .. } => "done",
                 News::Damaged { .. } => "damaged",
                 News::InMemory { .. } => "in memory",
+                _ => return,
             };
             let _ = sender.send(word);
             if word == "started" {

@@ -1,7 +1,7 @@
 //! Matrices times activations, cut into items of some strips and some panels.
 
-use super::ActivationFunction;
 use super::rows::{Rows, SharedRows};
+use super::{ActivationFunction, are_disjoint};
 use crate::Context;
 use crate::isa::{TileArgs, Twin, width_index};
 use crate::layout::{Layout, STRIP};
@@ -120,6 +120,7 @@ pub fn multiply_groups(
     out: &mut Rows,
 ) {
     groups.iter().for_each(|group| check_output(activations, group.affine.matrix, out));
+    check_order(groups.iter().map(|group| group.tokens.clone()), activations);
     let out = out.shared();
     let mut parts = Parts::default();
     for group in groups {
@@ -233,6 +234,7 @@ pub fn multiply_gated(
     gate_out: &mut Rows,
     up_out: &mut Rows,
 ) {
+    check_order(groups.iter().map(|group| group.tokens.clone()), activations);
     let mut first_items = Vec::with_capacity(groups.len());
     let mut items = 0;
     for Gated { gate, up, tokens } in groups {
@@ -289,6 +291,11 @@ fn gated_items(context: Context<'_>, gate: &Matrix, tokens: usize) -> usize {
         return 0;
     }
     gate.strips().div_ceil(strips_per_item(context, gate, tokens)) * panel_blocks(gate, tokens)
+}
+
+/// Groups in their order, each once: what one item writes is nobody else's.
+fn check_order(groups: impl Iterator<Item = Range<usize>>, activations: &Activations) {
+    assert!(are_disjoint(groups, activations.tokens()), "groups in their order, each once");
 }
 
 fn check_input(activations: &Activations, matrix: &Matrix, tokens: &Range<usize>) {

@@ -44,7 +44,7 @@ async fn a_chat_completion() {
                 "logprobs": null,
                 "finish_reason": "stop",
             }],
-            "usage": {"prompt_tokens": 21, "completion_tokens": 5, "total_tokens": 26},
+            "usage": {"prompt_tokens": 21, "completion_tokens": 5, "total_tokens": 26, "prompt_tokens_details": {"cached_tokens": 0}},
         })
     );
 }
@@ -128,7 +128,10 @@ async fn several_choices_and_prompts() {
         .map(|c| (&c["index"], &c["message"]["content"]))
         .collect();
     assert_eq!(contents, [(&json!(0), &json!("no")), (&json!(1), &json!("no")), (&json!(2), &json!("no"))]);
-    assert_eq!(found["usage"], json!({"prompt_tokens": 21, "completion_tokens": 3, "total_tokens": 24}));
+    assert_eq!(
+        found["usage"],
+        json!({"prompt_tokens": 21, "completion_tokens": 3, "total_tokens": 24, "prompt_tokens_details": {"cached_tokens": 0}})
+    );
 
     for (prompt, echo, texts, prompt_tokens) in [
         (json!("ask"), false, vec!["yes"], 4),
@@ -150,7 +153,10 @@ async fn several_choices_and_prompts() {
     let found = answer(&running, "/v1/completions", json!({"prompt": ["ask", "b"], "n": 2})).await;
     let choices = found["choices"].as_array().unwrap();
     assert_eq!(choices.iter().map(|choice| &choice["text"]).collect::<Vec<_>>(), ["yes", "yes", "no", "no"]);
-    assert_eq!(found["usage"], json!({"prompt_tokens": 6, "completion_tokens": 4, "total_tokens": 10}));
+    assert_eq!(
+        found["usage"],
+        json!({"prompt_tokens": 6, "completion_tokens": 4, "total_tokens": 10, "prompt_tokens_details": {"cached_tokens": 0}})
+    );
 }
 
 /// What the engine is asked, while the request waits for its first step.

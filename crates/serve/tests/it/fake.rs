@@ -244,7 +244,11 @@ impl Active {
         let finished = Finished {
             reason,
             text: std::mem::take(&mut self.held),
-            usage: Usage { prompt_tokens: self.request.prompt.len(), completion_tokens: self.emitted },
+            usage: Usage {
+                prompt_tokens: self.request.prompt.len(),
+                completion_tokens: self.emitted,
+                ..Usage::default()
+            },
             timing: Timing {
                 queue: started - self.submitted,
                 prefill: first - started,

@@ -45,7 +45,7 @@ async fn a_chat_in_chunks() {
 
 #[tokio::test]
 async fn usage_comes_last_when_asked_for() {
-    let usage = |prompt, completion| json!({"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion});
+    let usage = |prompt, completion| json!({"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion, "prompt_tokens_details": {"cached_tokens": 0}});
     for (path, mut body, expected) in [
         ("/v1/chat/completions", json!({"messages": [{"role": "user", "content": "ask"}]}), usage(22, 2)),
         ("/v1/completions", json!({"prompt": ["ask", "b"], "n": 2}), usage(6, 6)),

@@ -8,7 +8,7 @@ use kernels::attention::{HEAD_DIM_MAX, Pairing};
 
 pub(super) static FAMILY: Family = Family {
     name: "deepseek2",
-    models: "DeepSeek V2 and V3, GLM-4.7-Flash, Kimi K2",
+    models: "DeepSeek V2 and V3, GLM-4.7-Flash (files with attn_k_b, as they are made since 2025)",
     read: |keys, family| {
         if keys.has_tensor("blk.0.attn_kv_b.weight") {
             let what = "deepseek2 with attn_kv_b in one, as its files were before 2025,".to_owned();
@@ -18,7 +18,11 @@ pub(super) static FAMILY: Family = Family {
         let mut config =
             Config::hybrid(keys, family, Pairing::Adjacent, |_, _| Some(Mixer::Latent(latent.clone())))?;
         config.ropes = vec![rope(keys, latent.turned_dim)?];
-        let probabilities = Probabilities::read(keys)?.unwrap_or(Probabilities::Softmax);
+        let otherwise = match is_early_glm(&config) {
+            true => Probabilities::Sigmoid,
+            false => Probabilities::Softmax,
+        };
+        let probabilities = Probabilities::read(keys)?.unwrap_or(otherwise);
         let normalized = keys.flag("expert_weights_norm", false)?;
         let shared = keys.count("expert_shared_count", HEADS_MAX)?;
         for experts in config.experts_mut() {
@@ -29,6 +33,11 @@ pub(super) static FAMILY: Family = Family {
         Ok(config)
     },
 };
+
+/// The first files of GLM-4.7-Flash do not say how their experts are chosen.
+fn is_early_glm(config: &Config) -> bool {
+    matches!(config.layers.len(), 47 | 48) && config.vocabulary == 154_880
+}
 
 fn latent(keys: &Keys<'_>) -> Result<Latent, ModelError> {
     let turned_dim = keys.required("rope.dimension_count", HEAD_DIM_MAX)?;
@@ -46,7 +55,7 @@ fn latent(keys: &Keys<'_>) -> Result<Latent, ModelError> {
         Scaling::Linear { .. } => 1.0,
         Scaling::Yarn(yarn) => {
             // Files have a tenth of the weight.
-            let weight = keys.float("rope.scaling.yarn_log_multiplier", 0.0)? / 0.1;
+            let weight = keys.float(LOG_MULTIPLIER, 0.0)? / 0.1;
             yarn_magnitude(yarn.divisor, weight)
         }
     };
@@ -71,10 +80,14 @@ fn latent(keys: &Keys<'_>) -> Result<Latent, ModelError> {
     })
 }
 
-/// The rotary embedding, without making what it turns longer.
+const LOG_MULTIPLIER: &str = "rope.scaling.yarn_log_multiplier";
+
+/// The rotary embedding, without making what it turns longer where scores are made larger instead.
 fn rope(keys: &Keys<'_>, dims: usize) -> Result<Rope, ModelError> {
     let mut rope = Rope::read(keys, Pairing::Adjacent, dims)?.without_factors();
-    if let Scaling::Yarn(yarn) = &mut rope.scaling {
+    if let Scaling::Yarn(yarn) = &mut rope.scaling
+        && keys.float(LOG_MULTIPLIER, 0.0)? != 0.0
+    {
         yarn.magnitude = 1.0;
     }
     Ok(rope)

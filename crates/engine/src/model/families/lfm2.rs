@@ -42,6 +42,9 @@ pub(super) static EXPERTS: Family = Family {
 /// A layer without key-value heads is a convolution.
 fn convolutions(keys: &Keys<'_>, family: &'static Family) -> Result<Config, ModelError> {
     let taps = keys.required("shortconv.l_cache", TAPS_MAX)?;
+    if taps < 2 {
+        return Err(keys.bad("shortconv.l_cache", taps, format!("from 2 to {TAPS_MAX}")));
+    }
     let convolution =
         |_, kv_heads| (kv_heads == 0).then_some(Mixer::ShortConvolution(ShortConvolution { taps }));
     let mut config = Config::hybrid(keys, family, Pairing::Halves, convolution)?;

@@ -1,6 +1,6 @@
 //! Qwen 3.5: three layers of four are gated delta nets, the fourth attends with a gate on what it mixes; dense or with experts.
 
-use super::Family;
+use super::{Family, qwen2moe};
 use crate::model::config::{
     self, BeforeFeedForward, Config, DeltaNet, HEADS_MAX, HeadNorms, LAYERS_MAX, Mixer, Norms, WIDTH_MAX,
 };
@@ -18,8 +18,7 @@ pub(super) static EXPERTS: Family = Family {
     models: "Qwen3.5-35B-A3B and larger",
     read: |keys, family| {
         let mut config = read(keys, family)?;
-        let width = keys.required("expert_shared_feed_forward_length", WIDTH_MAX)?;
-        config.experts_mut().for_each(|experts| experts.share(width, true));
+        qwen2moe::share(keys, &mut config)?;
         Ok(config)
     },
 };

@@ -1,0 +1,249 @@
+//! `chat`: what an engine saves by what it keeps of conversations and guesses of their next tokens.
+//!
+//! Requests go through the whole engine, as a server's do. Prompts are random tokens of the model's vocabulary.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use clap::ValueEnum;
+use engine::{
+    Engine, EngineConfig, Event, FinishReason, Model, OpenOptions, Pool, Request, Sampling, TokenId, Usage,
+};
+use stdx::random::Random;
+
+/// Tokens of a user's turn, and of an answer.
+const TURN_TOKENS: usize = 60;
+const ANSWER_TOKENS: usize = 40;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Measure {
+    /// Time to the first token in each turn of a conversation
+    Turns,
+    /// A conversation, the end of the engine, and its next turn in a new one
+    Restart,
+    /// Generation with guesses and without
+    Guesses,
+}
+
+/// Measure what keeping conversations and guessing tokens saves
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    model: PathBuf,
+    #[arg(long, value_delimiter = ',', default_value = "turns,restart,guesses")]
+    measure: Vec<Measure>,
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// For `turns`: turns of the conversation
+    #[arg(long, default_value_t = 30)]
+    turns: usize,
+    /// For `restart`: tokens of the conversation
+    #[arg(long, default_value_t = 4096)]
+    tokens: usize,
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Where packed weights and saved caches are kept
+    #[arg(long)]
+    cache_dir: PathBuf,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    ensure!(args.turns > 1 && args.rounds > 0, "there must be something to do");
+    for measure in &args.measure {
+        match measure {
+            Measure::Turns => turns(args)?,
+            Measure::Restart => restart(args)?,
+            Measure::Guesses => guesses(args)?,
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn open(args: &Args) -> anyhow::Result<Arc<Model>> {
+    let options = OpenOptions { cache: Some(args.cache_dir.join("packed")), ..OpenOptions::default() };
+    let model = Model::open(&args.model, &options, &Pool::new(args.threads), &mut |_| ())
+        .with_context(|| format!("cannot open {}", args.model.display()))?;
+    Ok(Arc::new(model))
+}
+
+fn start(args: &Args, model: &Arc<Model>, config: EngineConfig) -> Engine {
+    Engine::start(Arc::clone(model), Pool::new(args.threads), config)
+}
+
+fn config(context_tokens: usize) -> EngineConfig {
+    EngineConfig { parallel: 1, context_tokens, ..EngineConfig::default() }
+}
+
+/// One answer.
+struct Heard {
+    tokens: Vec<TokenId>,
+    first: Duration,
+    decode: Duration,
+    usage: Usage,
+}
+
+impl Heard {
+    fn tokens_per_s(&self) -> f64 {
+        (self.tokens.len() - 1) as f64 / self.decode.as_secs_f64()
+    }
+}
+
+fn ask(engine: &Engine, prompt: &[TokenId], max_tokens: usize, sampling: Sampling) -> anyhow::Result<Heard> {
+    let (sender, events) = channel();
+    let request = Request {
+        prompt: prompt.to_vec(),
+        max_tokens: Some(max_tokens),
+        sampling,
+        stop: Vec::new(),
+        logprobs: None,
+        ignore_eos: true,
+    };
+    let asked = Instant::now();
+    let _ticket = engine.submit(request, Box::new(move |event| drop(sender.send(event))))?;
+    let mut tokens = Vec::new();
+    let mut first = None;
+    for event in events {
+        match event {
+            Event::Token(token) => {
+                first.get_or_insert(token.at - asked);
+                tokens.push(token.id);
+            }
+            Event::Finished(finished) if finished.reason == FinishReason::Length => {
+                let first = first.context("no token came")?;
+                return Ok(Heard { tokens, first, decode: finished.timing.decode, usage: finished.usage });
+            }
+            Event::Finished(finished) => bail!("it ended early: {:?}", finished.reason),
+        }
+    }
+    bail!("the engine is gone")
+}
+
+fn random_tokens(model: &Model, count: usize, random: &mut Random) -> Vec<TokenId> {
+    (0..count).map(|_| random.below(model.vocabulary() as u64) as TokenId).collect()
+}
+
+fn turns(args: &Args) -> anyhow::Result<()> {
+    let model = open(args)?;
+    let mut first_to_last = Vec::new();
+    for round in 0..args.rounds {
+        let context = (args.turns * (TURN_TOKENS + ANSWER_TOKENS)).next_multiple_of(engine::PAGE);
+        let engine = start(args, &model, config(context));
+        let mut random = Random::new(round as u64);
+        let mut conversation = Vec::new();
+        let mut times = Vec::new();
+        for _ in 0..args.turns {
+            conversation.extend(random_tokens(&model, TURN_TOKENS, &mut random));
+            let heard = ask(&engine, &conversation, ANSWER_TOKENS, Sampling::greedy())?;
+            conversation.extend(heard.tokens);
+            times.push(heard.first.as_secs_f64() * 1e3);
+        }
+        let last = times[times.len() - 1];
+        println!(
+            "{}, round {}: first token after {:.1} ms in turn 1, {:.1} ms in turn 2, {last:.1} ms in turn {}: {:.2} times turn 2",
+            model.family(),
+            round + 1,
+            times[0],
+            times[1],
+            args.turns,
+            last / times[1]
+        );
+        first_to_last.push(last / times[1]);
+    }
+    println!("{}: median {:.2}", model.family(), median(first_to_last));
+    Ok(())
+}
+
+fn restart(args: &Args) -> anyhow::Result<()> {
+    let path = args.cache_dir.join("kv/chat.kv");
+    let mut first = Vec::new();
+    for round in 0..args.rounds {
+        let _ = std::fs::remove_file(&path);
+        let config =
+            || EngineConfig { saved_cache: Some(path.clone()), ..config(args.tokens + 2 * engine::PAGE) };
+        let model = open(args)?;
+        let engine = start(args, &model, config());
+        let mut random = Random::new(round as u64);
+        let mut conversation = random_tokens(&model, args.tokens - ANSWER_TOKENS, &mut random);
+        let without = ask(&engine, &conversation, ANSWER_TOKENS, Sampling::greedy())?;
+        conversation.extend(&without.tokens);
+        let ending = Instant::now();
+        drop((engine, model));
+        let saved_s = ending.elapsed().as_secs_f64();
+        let bytes = size(&path)?;
+
+        let starting = Instant::now();
+        let model = open(args)?;
+        let engine = start(args, &model, config());
+        conversation.extend(random_tokens(&model, 10, &mut random));
+        let opened = starting.elapsed();
+        let heard = ask(&engine, &conversation, 2, Sampling::greedy())?;
+        println!(
+            "round {}: {} tokens, {} of them known; first token {:.0} ms after the request, which came {:.0} ms after the start; \
+             {:.2} s before it was known; {:.0} MB saved in {saved_s:.2} s",
+            round + 1,
+            conversation.len(),
+            heard.usage.cached_tokens,
+            heard.first.as_secs_f64() * 1e3,
+            opened.as_secs_f64() * 1e3,
+            without.first.as_secs_f64(),
+            bytes as f64 / 1e6
+        );
+        first.push((opened + heard.first).as_secs_f64() * 1e3);
+    }
+    println!("from start to first token: median {:.0} ms", median(first));
+    Ok(())
+}
+
+fn size(path: &Path) -> anyhow::Result<u64> {
+    Ok(std::fs::metadata(path).with_context(|| format!("nothing was saved at {}", path.display()))?.len())
+}
+
+fn guesses(args: &Args) -> anyhow::Result<()> {
+    let model = open(args)?;
+    let engines =
+        [false, true].map(|speculation| start(args, &model, EngineConfig { speculation, ..config(2048) }));
+    // A greedy model of random weights soon repeats itself, and one at a high temperature never does.
+    for (what, temperature, max_tokens) in
+        [("text that repeats itself", 0.0, 256), ("text that never does", 50.0, 128)]
+    {
+        let mut ratios = Vec::new();
+        for round in 0..args.rounds {
+            let mut random = Random::new(round as u64);
+            let prompt = random_tokens(&model, 64, &mut random);
+            let sampling = Sampling {
+                temperature,
+                top_k: 0,
+                top_p: 1.0,
+                min_p: 0.0,
+                seed: Some(round as u64),
+                ..Sampling::default()
+            };
+            // Each goes first in every other round.
+            let mut heard = [None, None];
+            for i in [round % 2, 1 - round % 2] {
+                heard[i] = Some(ask(&engines[i], &prompt, max_tokens, sampling.clone())?);
+            }
+            let [Some(without), Some(with)] = heard else { bail!("both were asked") };
+            ensure!(without.tokens == with.tokens, "guesses changed what was said");
+            println!(
+                "{what}, round {}: {:.1} tokens/s without guesses, {:.1} with; {} of {} came true",
+                round + 1,
+                without.tokens_per_s(),
+                with.tokens_per_s(),
+                with.usage.true_guesses,
+                with.usage.guessed_tokens
+            );
+            ratios.push(with.tokens_per_s() / without.tokens_per_s());
+        }
+        println!("{what}: median {:.2} times", median(ratios));
+    }
+    Ok(())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
