@@ -15,6 +15,8 @@ use engine::{
 };
 use stdx::random::Random;
 
+use crate::synth::{CIRCLE_TOKENS, counted_on};
+
 /// Tokens of a user's turn, and of an answer.
 const TURN_TOKENS: usize = 60;
 const ANSWER_TOKENS: usize = 40;
@@ -25,7 +27,7 @@ enum Measure {
     Turns,
     /// A conversation, the end of the engine, and its next turn in a new one
     Restart,
-    /// Generation with guesses and without
+    /// Generation with guesses and without, by a model that counts (`synth --counting`)
     Guesses,
 }
 
@@ -201,30 +203,23 @@ fn size(path: &Path) -> anyhow::Result<u64> {
     Ok(std::fs::metadata(path).with_context(|| format!("nothing was saved at {}", path.display()))?.len())
 }
 
+/// A model that counts (`cargo xtask synth --counting`) is asked to say a text again of which every tenth token is another in
+/// the prompt, and one at a high temperature says what nobody can guess.
 fn guesses(args: &Args) -> anyhow::Result<()> {
     let model = open(args)?;
     let engines =
         [false, true].map(|speculation| start(args, &model, EngineConfig { speculation, ..config(2048) }));
-    // A greedy model of random weights soon repeats itself, and one at a high temperature never does.
-    for (what, temperature, max_tokens) in
-        [("text that repeats itself", 0.0, 256), ("text that never does", 50.0, 128)]
-    {
+    for (what, temperature) in [("a text again, with edits", 0.0), ("what nobody can guess", 1e6)] {
         let mut ratios = Vec::new();
         for round in 0..args.rounds {
-            let mut random = Random::new(round as u64);
-            let prompt = random_tokens(&model, 64, &mut random);
-            let sampling = Sampling {
-                temperature,
-                top_k: 0,
-                top_p: 1.0,
-                min_p: 0.0,
-                seed: Some(round as u64),
-                ..Sampling::default()
-            };
+            let prompt = edited_text(&model, round as u64);
+            let seed = Some(round as u64);
+            let all = Sampling { top_k: 0, top_p: 1.0, min_p: 0.0, ..Sampling::default() };
+            let sampling = Sampling { temperature, seed, ..all };
             // Each goes first in every other round.
             let mut heard = [None, None];
             for i in [round % 2, 1 - round % 2] {
-                heard[i] = Some(ask(&engines[i], &prompt, max_tokens, sampling.clone())?);
+                heard[i] = Some(ask(&engines[i], &prompt, GUESSED_TOKENS, sampling.clone())?);
             }
             let [Some(without), Some(with)] = heard else { bail!("both were asked") };
             ensure!(without.tokens == with.tokens, "guesses changed what was said");
@@ -241,6 +236,25 @@ fn guesses(args: &Args) -> anyhow::Result<()> {
         println!("{what}: median {:.2} times", median(ratios));
     }
     Ok(())
+}
+
+/// For `guesses`: tokens of the text, and of an answer; every so many tokens one is another.
+const TEXT_TOKENS: usize = 400;
+const GUESSED_TOKENS: usize = 256;
+const EDIT_PERIOD: u64 = 10;
+
+/// A text as a counting model would say it, with edits, and its first tokens without.
+fn edited_text(model: &Model, seed: u64) -> Vec<TokenId> {
+    let mut random = Random::new(seed);
+    let circles = model.vocabulary() / CIRCLE_TOKENS;
+    let start = random.below(circles.max(1) as u64) as usize * CIRCLE_TOKENS;
+    let text = std::iter::successors(Some(start), |&token| Some(counted_on(token)));
+    let text: Vec<TokenId> = text.take(TEXT_TOKENS).map(|token| token as TokenId).collect();
+    let edited = text.iter().map(|&token| match random.below(EDIT_PERIOD) {
+        0 => random.below(model.vocabulary() as u64) as TokenId,
+        _ => token,
+    });
+    edited.chain(text.iter().take(4).copied()).collect()
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

@@ -3,14 +3,14 @@
 //! What it writes loads and computes like the real thing, and says nothing sensible.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
-use engine::gguf::{GgmlType, GgufWriter, TensorWriter};
+use engine::gguf::{GgmlType, GgufWriter};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use stdx::random::Random;
 
@@ -44,6 +44,10 @@ pub(crate) struct Args {
     /// Model family
     #[arg(long, default_value = "llama")]
     arch: Arch,
+    /// Weights with which a greedy model counts: after a token comes the next in circles of 4096, and it does not matter what
+    /// the layers compute. For measuring what depends on what a model says
+    #[arg(long)]
+    counting: bool,
     /// The same seed gives the same file
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -104,7 +108,8 @@ pub(crate) fn kept(
     let output = dir.join(format!("{shape}-{preset}.gguf"));
     if !output.exists() {
         let arch = if shape.shape().experts.0 > 0 { Arch::Qwen3moe } else { Arch::Llama };
-        let args = Args { shape, preset, arch, seed: 0, force: false, output: output.clone() };
+        let args =
+            Args { shape, preset, arch, counting: false, seed: 0, force: false, output: output.clone() };
         create(&args, stop)?;
     }
     Ok(output)
@@ -115,7 +120,10 @@ fn write(path: &Path, shape: &Shape, args: &Args, stop: &AtomicBool) -> anyhow::
     let mut head = GgufWriter::new();
     shape.put_metadata(&mut head, args.arch, args.shape, args.preset);
     vocabulary::put(&mut head, shape.vocabulary);
-    let tensors = tensors(shape, args.arch, args.preset);
+    let mut tensors = tensors(shape, args.arch, args.preset);
+    if args.counting {
+        make_counting(&mut tensors);
+    }
     for tensor in &tensors {
         head.tensor(&tensor.name, &tensor.shape, tensor.ty)?;
     }
@@ -125,19 +133,37 @@ fn write(path: &Path, shape: &Shape, args: &Args, stop: &AtomicBool) -> anyhow::
     let file = File::create(path).with_context(cannot_write)?;
     let mut out = head.begin(&file).with_context(cannot_write)?;
     let mut random = Random::new(args.seed);
+    let mut embedding = Vec::new();
     for tensor in &tensors {
-        fill(&mut out, tensor, &mut random, &progress, stop).with_context(cannot_write)?;
+        let mut put = |bytes: &[u8]| {
+            progress.inc(bytes.len() as u64);
+            out.write(bytes)
+        };
+        if !args.counting {
+            fill(&mut put, tensor, &mut random, stop).with_context(cannot_write)?;
+        } else if tensor.name == "output.weight" {
+            let rows = counted(&embedding, shape.vocabulary as usize);
+            rows.into_iter().try_for_each(&mut put).with_context(cannot_write)?;
+        } else {
+            let is_embedding = tensor.name == "token_embd.weight";
+            let mut put = |bytes: &[u8]| {
+                if is_embedding {
+                    embedding.extend_from_slice(bytes);
+                }
+                put(bytes)
+            };
+            fill(&mut put, tensor, &mut random, stop).with_context(cannot_write)?;
+        }
     }
     out.finish().with_context(cannot_write)?;
     progress.finish_and_clear();
     Ok(file.metadata().with_context(cannot_write)?.len())
 }
 
-fn fill<W: Write>(
-    out: &mut TensorWriter<W>,
+fn fill(
+    put: &mut dyn FnMut(&[u8]) -> io::Result<()>,
     tensor: &Tensor,
     random: &mut Random,
-    progress: &ProgressBar,
     stop: &AtomicBool,
 ) -> anyhow::Result<()> {
     let mut weights = Weights::new(tensor.ty, tensor.mean, tensor.deviation);
@@ -148,11 +174,40 @@ fn fill<W: Write>(
         stop::check(stop)?;
         let piece = chunk.len().min(left);
         weights.fill(&mut chunk[..piece], random);
-        out.write(&chunk[..piece])?;
-        progress.inc(piece as u64);
+        put(&chunk[..piece])?;
         left -= piece;
     }
     Ok(())
+}
+
+/// Tokens of a circle.
+pub(crate) const CIRCLE_TOKENS: usize = 4096;
+
+/// The token that comes after `token`.
+pub(crate) fn counted_on(token: usize) -> usize {
+    token / CIRCLE_TOKENS * CIRCLE_TOKENS + (token + 1) % CIRCLE_TOKENS
+}
+
+/// An output matrix of its own, in the format of the embedding, and layers that add next to nothing.
+fn make_counting(tensors: &mut Vec<Tensor>) {
+    let embedding = &tensors[0];
+    let output = Tensor { name: "output.weight".into(), shape: embedding.shape.clone(), ..*embedding };
+    tensors.retain(|tensor| tensor.name != output.name);
+    tensors.push(output);
+    for tensor in tensors.iter_mut().filter(|tensor| tensor.name.starts_with("blk.")) {
+        if ["attn_output", "ffn_down", "out_proj"].iter().any(|part| tensor.name.contains(part)) {
+            tensor.deviation /= 1000.0;
+        }
+    }
+}
+
+/// The rows of an output matrix that finds the token before in the stream.
+fn counted(embedding: &[u8], vocabulary: usize) -> impl Iterator<Item = &[u8]> {
+    let row_bytes = embedding.len() / vocabulary;
+    let mut before = vec![None; vocabulary];
+    // Of the last circle, which is not whole, the tokens that something comes after.
+    (0..vocabulary).filter(|&t| counted_on(t) < vocabulary).for_each(|t| before[counted_on(t)] = Some(t));
+    before.into_iter().map(move |token| &embedding[token.unwrap_or(0) * row_bytes..][..row_bytes])
 }
 
 #[derive(Debug)]
@@ -263,7 +318,7 @@ mod tests {
     use super::*;
 
     fn args(output: PathBuf, preset: Preset, arch: Arch) -> Args {
-        Args { shape: ShapeName::B0_1, preset, arch, seed: 1, force: false, output }
+        Args { shape: ShapeName::B0_1, preset, arch, counting: false, seed: 1, force: false, output }
     }
 
     fn small() -> Shape {

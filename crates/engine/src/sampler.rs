@@ -139,7 +139,8 @@ impl Sampler {
         let within = weights.iter().take_while(|&&w| {
             let before = sum;
             sum += w;
-            before < s.top_p && w >= min
+            // A sum of 1 is reached early where rounding makes one of what is next to it.
+            (s.top_p >= 1.0 || before < s.top_p) && w >= min
         });
         let kept = within.count().max(1);
         candidates.truncate(kept);
@@ -240,6 +241,18 @@ mod tests {
                 let want = logit.exp() / total * 20_000.0;
                 assert!((*count as f32 - want).abs() < 300.0, "{counts:?}");
             }
+        });
+    }
+
+    #[test]
+    fn a_top_p_of_1_keeps_what_is_next_to_impossible() {
+        with_context(|context| {
+            // The first has a probability of 1 in 32 bits, and at this temperature all are equal.
+            let hot = Sampling { temperature: 1e6, ..sampling() };
+            let mut sampler = Sampler::new(hot, 0, &[]);
+            let chosen: std::collections::HashSet<_> =
+                (0..200).map(|_| sampler.choose(context, &[50.0, 0.0, 1.0, 2.0], &[])).collect();
+            assert_eq!(chosen.len(), 4);
         });
     }
 

@@ -21,6 +21,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+/// Tokens after which a state in the middle of a prompt is worth the step that ends there.
+const KEEP_AFTER_MIN: usize = 2 * PAGE;
+
 /// A request that was accepted.
 pub(crate) struct Pending {
     pub(crate) request: Request,
@@ -256,7 +259,9 @@ impl<'a> Scheduler<'a> {
             return Vec::new();
         }
         let before = (prompt - 1) / PAGE * PAGE;
-        [prompt, before].into_iter().filter(|&at| at > computed).collect()
+        // Parting a short prompt in two would take longer than computing it again.
+        let pays = before >= computed + KEEP_AFTER_MIN;
+        [Some(prompt), pays.then_some(before)].into_iter().flatten().collect()
     }
 
     fn drop_cancelled(&mut self) {
