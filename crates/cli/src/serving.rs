@@ -18,7 +18,7 @@ use serve::{Card, Config, EngineBackend, Server};
 use signals::Signals;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 use tokio::sync::oneshot;
@@ -104,6 +104,9 @@ pub(crate) fn serve(plan: Plan, args: &ServingArgs, manner: &Manner) -> Result<(
     result
 }
 
+/// Where the loader leaves the model when it answers.
+type Loaded = Arc<OnceLock<Arc<EngineBackend>>>;
+
 async fn listen_and_serve(plan: Plan, args: &ServingArgs, manner: &Manner) -> Result<(), CliError> {
     let mut signals = Signals::new()?;
     let listener = listening::listen(args.host, manner.port).await?;
@@ -113,7 +116,8 @@ async fn listen_and_serve(plan: Plan, args: &ServingArgs, manner: &Manner) -> Re
 
     let server = Server::new(args.server(manner.log));
     let greeting = (manner.greeting)(&url(address));
-    let failed = load_aside(plan, args.clone(), server.clone(), greeting)?;
+    let loaded = Loaded::default();
+    let failed = load_aside(plan, args.clone(), server.clone(), greeting, Arc::clone(&loaded))?;
     let (begin_drain, drain) = oneshot::channel::<()>();
     let mut failure = None;
     let leaving = async {
@@ -127,8 +131,15 @@ async fn listen_and_serve(plan: Plan, args: &ServingArgs, manner: &Manner) -> Re
         signals.next().await;
         signals::end_at_once();
     };
+    let serving = async {
+        server.run(listener, async { drop(drain.await) }).await;
+        if let Some(backend) = loaded.get().cloned() {
+            // A panic was reported when it happened.
+            let _ = tokio::task::spawn_blocking(move || backend.finish()).await;
+        }
+    };
     tokio::select! {
-        () = server.run(listener, async { drop(drain.await) }) => {}
+        () = serving => {}
         () = leaving => {}
     }
     failure.map_or(Ok(()), Err)
@@ -140,6 +151,7 @@ fn load_aside(
     args: ServingArgs,
     server: Server,
     greeting: String,
+    loaded: Loaded,
 ) -> Result<oneshot::Receiver<CliError>, CliError> {
     let (fail, failed) = oneshot::channel();
     let load = move || {
@@ -150,7 +162,8 @@ fn load_aside(
             Ok(engine) => {
                 let card = args.card(&source, engine.model().name());
                 talk::say(format_args!("ready after {} ms as '{}'", began.elapsed().as_millis(), card.id));
-                server.ready(Arc::new(EngineBackend::new(engine, card, 0)));
+                let backend = loaded.get_or_init(|| Arc::new(EngineBackend::new(engine, card, 0)));
+                server.ready(Arc::clone(backend) as _);
                 talk::say(greeting);
             }
             Err(error) => {

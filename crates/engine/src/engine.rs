@@ -70,7 +70,8 @@ pub struct Engine {
     model: Arc<Model>,
     config: EngineConfig,
     inbox: Arc<Inbox>,
-    thread: Option<JoinHandle<()>>,
+    /// `None` once it was waited for.
+    thread: Mutex<Option<JoinHandle<()>>>,
     threads: usize,
 }
 
@@ -125,7 +126,7 @@ impl Engine {
                 .spawn(run)
                 .expect("a thread can be started")
         };
-        Engine { model, config, inbox, thread: Some(thread), threads }
+        Engine { model, config, inbox, thread: Mutex::new(Some(thread)), threads }
     }
 
     pub fn model(&self) -> &Model {
@@ -202,6 +203,16 @@ impl Engine {
         self.inbox.arrived.notify_one();
         self.model.stop_packing();
     }
+
+    /// The same, and waits for the thread's end: what is to be kept of the cache has been written then.
+    pub fn finish(&self) {
+        self.shut_down();
+        let mut thread = self.thread.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(thread) = thread.take() {
+            // A panic was reported when it happened; there is nothing to add here.
+            let _ = thread.join();
+        }
+    }
 }
 
 fn save(model: &Model, cache: &KvCache, config: &EngineConfig, path: &Path) {
@@ -213,11 +224,7 @@ fn save(model: &Model, cache: &KvCache, config: &EngineConfig, path: &Path) {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.shut_down();
-        if let Some(thread) = self.thread.take() {
-            // A panic was reported when it happened; there is nothing to add here.
-            let _ = thread.join();
-        }
+        self.finish();
     }
 }
 

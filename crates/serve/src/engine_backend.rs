@@ -30,6 +30,13 @@ impl EngineBackend {
         Self { engine, card, utc_offset_seconds }
     }
 
+    /// Waits, once it is shut down, until what is kept over a restart is written, where something is.
+    pub fn finish(&self) {
+        if self.engine.config().saved_cache.is_some() {
+            self.engine.finish();
+        }
+    }
+
     fn now(&self) -> CivilTime {
         let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let seconds = since_1970.map_or(0, |d| d.as_secs().min(i64::MAX as u64) as i64);

@@ -178,3 +178,22 @@ fn a_queue_that_is_full_refuses() {
     assert!(statuses.contains(&200) && statuses.contains(&429), "{statuses:?}");
     assert!(statuses.iter().all(|status| [200, 429].contains(status)), "{statuses:?}");
 }
+
+#[test]
+fn what_was_computed_is_kept_over_a_restart() {
+    let folder = std::env::temp_dir().join(format!("dunlin-it-kept-{}", std::process::id()));
+    let options = ["--keep-kv", "--cache-dir", folder.to_str().expect("a plain name")];
+    let mut body = completion("edge-cam-07 temp=91C fan=0rpm load=0.42 ", 8, false);
+    body["prompt"] = body["prompt"].as_str().expect("text").repeat(4).into();
+    let cached = |answer: &Value| answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64();
+
+    let mut first = server(&options);
+    let before = first.post("/v1/completions", &body).json();
+    assert_eq!(cached(&before), Some(0), "{before}");
+    first.signal("TERM");
+    assert_eq!(first.wait(), Some(0));
+    let after = server(&options).post("/v1/completions", &body).json();
+    let _ = std::fs::remove_dir_all(&folder);
+    assert_eq!(before["choices"], after["choices"]);
+    assert!(cached(&after) > Some(0), "{after}");
+}
