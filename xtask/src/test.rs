@@ -83,7 +83,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         if args.quick { Ok(Outcome::Skipped("--quick".to_owned())) } else { stage() }
     };
     let install = !args.no_install;
-    let stages: [Stage<'_>; 8] = [
+    let stages: [Stage<'_>; 9] = [
         ("packages", &|| Ok(Outcome::one(packages(&root)))),
         ("format", &|| Ok(Outcome::one(cargo(&["fmt", "--all", "--check"])))),
         ("tests", &tests),
@@ -91,6 +91,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         ("reference data", &reference_data),
         ("emulated Arm", &|| extended(&|| emulated(install))),
         ("OpenAI client", &|| extended(&|| clients::openai(&root, stop))),
+        ("encoder", &|| extended(&|| clients::encoder(&root, stop))),
         ("chat page", &|| extended(&|| clients::chat_page(&root, install, stop))),
     ];
 

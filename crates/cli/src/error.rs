@@ -150,6 +150,7 @@ fn refused(error: &Refused) -> (Kind, Option<&'static str>) {
             Kind::Usage,
             Some("shorten the prompt, or set a larger context with --ctx-size where the model allows it"),
         ),
+        Refused::OtherPurpose(_) => (Kind::Model, None),
         Refused::UnknownToken { .. } | Refused::InvalidSampling { .. } => (Kind::Usage, None),
         Refused::QueueFull { .. } | Refused::ShuttingDown => (Kind::Failed, None),
     }

@@ -10,8 +10,9 @@ use crate::talk;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use engine::gguf::Gguf;
-use engine::model::{Listener, News, Outline, Packing, Progress};
-use engine::{Engine, EngineConfig, Isa, KvFormat, Model, OpenOptions, PAGE, Pool};
+use engine::model::{Listener, News, Outline, Packing, Progress, Purpose};
+use engine::{Encoder, EncoderConfig, Engine, EngineConfig, Isa, KvFormat, Model, OpenOptions, PAGE, Pool};
+use serve::Worker;
 use std::env;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -91,6 +92,7 @@ pub(crate) struct Plan {
     pins: Option<Vec<usize>>,
     pub(crate) config: EngineConfig,
     cache: Option<PathBuf>,
+    purpose: Purpose,
 }
 
 impl LoadArgs {
@@ -120,7 +122,7 @@ impl LoadArgs {
         let saved = cache.as_deref().filter(|_| self.keep_kv);
         let config = EngineConfig { saved_cache: saved.map(|folder| saved_kv(folder, &source)), ..config };
         let cache = cache.map(packed_folder);
-        Ok(Plan { source, gguf, isa, threads, pins, config, cache })
+        Ok(Plan { source, gguf, isa, threads, pins, config, cache, purpose: outline.purpose })
     }
 
     fn threads(&self) -> usize {
@@ -220,6 +222,10 @@ struct Needs {
 
 impl Needs {
     fn new(outline: &Outline, config: &EngineConfig) -> Self {
+        if outline.purpose != Purpose::Generates {
+            // Keys and values of one layer at a time are among what it works with.
+            return Self { weight_bytes: outline.packed_bytes, kv_bytes: 0 };
+        }
         let pages = outline.kv_bytes(config.kv_format, config.cache_tokens()) - outline.state_bytes;
         let kv_bytes = pages.saturating_add(outline.state_bytes.saturating_mul(states(config)));
         Self { weight_bytes: outline.packed_bytes, kv_bytes }
@@ -294,9 +300,18 @@ impl Plan {
         )
     }
 
-    /// Packs or maps the weights and starts the engine. `progress` hears which part of the packing is done, 0 to 1,
+    /// Refuses models that make something other than text.
+    pub(crate) fn check_generates(&self) -> Result<(), CliError> {
+        if self.purpose == Purpose::Generates {
+            return Ok(());
+        }
+        let message = format!("{} {}; it does not generate text", self.source.name(), self.purpose);
+        Err(CliError::new(Kind::Model, message).with_hint("serve it: dunlin serve MODEL"))
+    }
+
+    /// Packs or maps the weights and starts what works with them. `progress` hears which part of the packing is done, 0 to 1,
     /// where weights must be packed before that.
-    pub(crate) fn load(self, packing: Packing, progress: &mut dyn FnMut(f64)) -> Result<Engine, CliError> {
+    pub(crate) fn load(self, packing: Packing, progress: &mut dyn FnMut(f64)) -> Result<Worker, CliError> {
         let listener = Listener::new(tell);
         let options =
             OpenOptions { isa: self.isa, cache: self.cache, packing, listener, ..OpenOptions::default() };
@@ -314,7 +329,15 @@ impl Plan {
             return Err(CliError::new(Kind::Model, message)
                 .with_hint("convert the model again together with its tokenizer"));
         }
-        Ok(Engine::start(Arc::new(model), pool, self.config))
+        let model = Arc::new(model);
+        Ok(match model.purpose() {
+            Purpose::Generates => Engine::start(model, pool, self.config).into(),
+            Purpose::Embeds | Purpose::Scores => {
+                let config =
+                    EncoderConfig { context_tokens: self.config.context_tokens, ..EncoderConfig::default() };
+                Encoder::start(model, pool, config).into()
+            }
+        })
     }
 }
 
@@ -361,6 +384,7 @@ mod tests {
     fn outline() -> Outline {
         Outline {
             family: "llama",
+            purpose: Purpose::Generates,
             layers: 16,
             width: 2048,
             feed_forward: 8192,

@@ -26,6 +26,8 @@ pub fn states_kept(sequences: usize) -> usize {
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<LayerCache>,
+    /// Each layer's place among them: layers that are never needed at once may have the same.
+    places: Vec<usize>,
     /// The page freed last is taken first, so that memory once touched is used again.
     free: Vec<u32>,
     /// By page: how many sequences use it, and the tree of prefixes.
@@ -93,6 +95,7 @@ impl KvCache {
         let layers: Vec<_> = shapes.into_iter().map(layer).collect();
         Self {
             has_states: layers.iter().any(|layer| matches!(layer, LayerCache::State(_))),
+            places: (0..layers.len()).collect(),
             layers,
             free: (0..pages as u32).rev().collect(),
             uses: vec![0; pages],
@@ -107,8 +110,30 @@ impl KvCache {
         }
     }
 
+    /// A cache in which nothing stays when the next layer begins, for texts that go through a model whole: room for `tokens`
+    /// positions of up to `sequences` of them at once, which all layers of one shape use in turn.
+    ///
+    /// # Panics
+    /// If the model has layers that keep states.
+    pub fn passing(model: &Model, format: KvFormat, tokens: usize, sequences: usize) -> Self {
+        let mut cache = Self::new(model, format, tokens, sequences);
+        assert!(!cache.has_states, "states do not pass");
+        let shapes: Vec<_> = model.cache_shapes(format, cache.uses.len(), 1).collect();
+        let first = |shape| shapes.iter().position(|other| *other == shape).expect("a shape of its own");
+        let firsts: Vec<usize> = shapes.iter().map(|&shape| first(shape)).collect();
+        let mut kept: Vec<usize> = firsts.clone();
+        kept.sort_unstable();
+        kept.dedup();
+        let mut layer = 0..;
+        cache.layers.retain(|_| kept.contains(&layer.next().expect("no end")));
+        cache.places = firsts.iter().map(|first| kept.binary_search(first).expect("kept")).collect();
+        cache.page_bytes =
+            kept.iter().filter_map(|&layer| shapes[layer].0.map(|kv| kv.page_bytes() as u64)).sum();
+        cache
+    }
+
     pub(crate) fn layer_mut(&mut self, layer: usize) -> &mut LayerCache {
-        &mut self.layers[layer]
+        &mut self.layers[self.places[layer]]
     }
 
     /// Room for a sequence that knows nothing and has no pages yet.

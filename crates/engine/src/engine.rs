@@ -1,7 +1,7 @@
 //! A loaded model and the thread that generates with it.
 
 use crate::cache::KvCache;
-use crate::model::{Model, News, Progress};
+use crate::model::{Model, News, Progress, Purpose};
 use crate::request::{Refused, Request, Sink, Stats, Ticket};
 use crate::sampler;
 use crate::scheduler::{Pending, Scheduler};
@@ -94,9 +94,10 @@ impl Engine {
     /// Starts generating with `model` on the threads of `pool`.
     ///
     /// # Panics
-    /// If the model has no tokenizer: its file holds weights only.
+    /// If the model has no tokenizer, because its file holds weights only, or is not one that generates.
     pub fn start(model: Arc<Model>, pool: Pool, config: EngineConfig) -> Engine {
         assert!(model.tokenizer().is_some(), "a model without a vocabulary cannot generate text");
+        assert_eq!(model.purpose(), Purpose::Generates, "a model that generates text");
         let config = EngineConfig {
             context_tokens: config.context_tokens.max(1),
             parallel: config.parallel.max(1),

@@ -4,6 +4,7 @@
 #![deny(unsafe_code)]
 
 mod cache;
+mod encoder;
 mod engine;
 pub mod gguf;
 pub mod mmap;
@@ -17,6 +18,7 @@ mod text;
 pub mod tokenizer;
 
 pub use cache::{KvCache, SavedError, Sequence, states_kept};
+pub use encoder::{Encoded, EncodedSink, Encoder, EncoderConfig, normalize};
 pub use engine::{Engine, EngineConfig};
 pub use kernels::attention::{KvFormat, PAGE};
 pub use kernels::{Isa, Pool};

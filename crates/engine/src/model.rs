@@ -14,7 +14,7 @@ mod rope;
 mod store;
 mod weights;
 
-pub use forward::{Batch, Forward, SequenceStep};
+pub use forward::{Batch, Forward, SequenceStep, Text};
 pub use outline::{KvHeads, Outline};
 pub use store::{Listener, News, Outcome};
 
@@ -28,10 +28,11 @@ use kernels::attention::{KvFormat, KvShape};
 use kernels::recurrent::StateShape;
 use kernels::{Format, Isa, Pool};
 use sha2::{Digest, Sha256};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::Store;
-use weights::Plan;
+use weights::{Head, Plan};
 
 /// Why a model cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +70,28 @@ impl ModelError {
                 | ModelError::Unsupported { .. }
                 | ModelError::UnknownFormat { .. }
         )
+    }
+}
+
+/// What a model is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Purpose {
+    /// It continues a text, token by token.
+    #[default]
+    Generates,
+    /// It makes one vector of a text.
+    Embeds,
+    /// It says how well one text answers another.
+    Scores,
+}
+
+impl fmt::Display for Purpose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Purpose::Generates => "generates text",
+            Purpose::Embeds => "makes embeddings",
+            Purpose::Scores => "scores documents against a query",
+        })
     }
 }
 
@@ -193,6 +216,11 @@ impl Model {
         self.template.as_ref().map(Result::as_ref)
     }
 
+    /// How a reranker wants a query and a document written, with `{query}` and `{document}` in their places.
+    pub fn pair_template(&self) -> Option<&str> {
+        self.gguf.str("tokenizer.chat_template.rerank").ok().flatten()
+    }
+
     /// `general.name`, or the file's name.
     pub fn name(&self) -> String {
         let stem = || Some(self.gguf.path()?.file_stem()?.to_string_lossy().into_owned());
@@ -211,6 +239,18 @@ impl Model {
 
     pub fn vocabulary(&self) -> usize {
         self.config.vocabulary
+    }
+
+    pub fn purpose(&self) -> Purpose {
+        self.config.purpose()
+    }
+
+    /// Elements of the vector that a text becomes; `None` for models that make something else.
+    pub fn embedding_len(&self) -> Option<usize> {
+        match self.store.weights().parts.head {
+            Head::Embedding { len, .. } => Some(len),
+            Head::Logits(_) | Head::Score { .. } => None,
+        }
     }
 
     /// The weight format that holds most of the parameters.

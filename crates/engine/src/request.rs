@@ -4,6 +4,7 @@
 //! sink, a closure it calls from its own thread: so a blocking caller can use a channel and an async one its
 //! runtime's channel, and the engine knows neither.
 
+use crate::model::Purpose;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -191,6 +192,8 @@ pub enum Refused {
     InvalidSampling { field: &'static str, reason: String },
     #[error("{waiting} requests are waiting already")]
     QueueFull { waiting: usize },
+    #[error("the model is not one for this: it {0}")]
+    OtherPurpose(Purpose),
     #[error("the engine is shutting down")]
     ShuttingDown,
 }

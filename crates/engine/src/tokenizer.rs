@@ -56,6 +56,8 @@ pub struct Tokenizer {
     eos: Option<TokenId>,
     /// What follows a text where special tokens are added: EOS, or BERT's separator.
     tail: Option<TokenId>,
+    /// What stands between two texts besides.
+    between: Option<TokenId>,
     add_bos: bool,
 }
 
@@ -145,6 +147,17 @@ impl Tokenizer {
             ids.extend(self.tail);
         }
         ids
+    }
+
+    /// The ids of two texts that are looked at together, with the tokens around and between them that the vocabulary asks for,
+    /// and where the second one begins.
+    pub fn encode_pair(&self, first: &str, second: &str) -> (Vec<TokenId>, usize) {
+        let mut ids = self.encode(first, EncodeOptions { add_special: true, parse_special: false });
+        ids.extend(self.between);
+        let start = ids.len();
+        ids.extend(self.encode(second, EncodeOptions::default()));
+        ids.extend(self.tail);
+        (ids, start)
     }
 
     /// Encodes the text between two special tokens, or one of them and an end of the whole.

@@ -108,6 +108,7 @@ macro_rules! table {
             center_scale,
             silu_mul,
             gelu_mul,
+            exact_gelu_mul,
             clamped_swiglu,
             add_scaled,
             add_product,

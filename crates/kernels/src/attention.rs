@@ -89,12 +89,14 @@ pub struct Scoring<'a> {
     pub mask: Mask,
     /// A score for each query head that takes its share of the softmax and has no value ("attention sinks", Xiao et al., 2023).
     pub sinks: Option<&'a [f32]>,
+    /// For each query head, what a score loses for each position that a key is away ("ALiBi", Press, Smith and Lewis, 2022).
+    pub slopes: Option<&'a [f32]>,
 }
 
 impl Scoring<'_> {
     /// Causal attention and nothing else.
     pub fn causal(scale: f32) -> Self {
-        Scoring { scale, soft_cap: None, mask: Mask::Causal, sinks: None }
+        Scoring { scale, soft_cap: None, mask: Mask::Causal, sinks: None, slopes: None }
     }
 }
 
@@ -117,6 +119,7 @@ pub fn attend(
     let heads = shape.heads * group;
     assert_eq!((q.count(), heads * shape.value_dim), (out.count(), out.cols()), "queries and output");
     assert!(scoring.sinks.is_none_or(|sinks| sinks.len() == heads), "a sink for each head");
+    assert!(scoring.slopes.is_none_or(|slopes| slopes.len() == heads), "a slope for each head");
     let rows = chunks.iter().map(|chunk| chunk.row..chunk.row + chunk.tokens);
     assert!(are_disjoint(rows, q.count()), "rows of the batch, each in one chunk");
     let mask = scoring.mask;
@@ -171,10 +174,14 @@ impl Block<'_> {
         (self.chunk.row + row / self.group, self.head * self.group + row % self.group)
     }
 
+    /// The position of row `r` in its sequence.
+    fn position(&self, r: usize) -> usize {
+        self.chunk.position + (self.first + r) / self.group
+    }
+
     /// Positions that row `r` sees.
     fn visible(&self, r: usize) -> Range<usize> {
-        let position = self.chunk.position + (self.first + r) / self.group;
-        self.mask.visible(position, self.chunk.position + self.chunk.tokens)
+        self.mask.visible(self.position(r), self.chunk.position + self.chunk.tokens)
     }
 
     /// From the first position that a row sees to the last.
@@ -370,12 +377,19 @@ impl Task<'_> {
             for r in 0..width {
                 let scores = &mut scratch.scores[r * PAGE..][..seen.next_multiple_of(STRIP)];
                 // Rows that only fill up the panel see what the last one sees.
-                let visible = block.visible(r.min(block.count - 1));
+                let row = r.min(block.count - 1);
+                let visible = block.visible(row);
                 let within = |position: usize| position.saturating_sub(start).min(scores.len());
                 let (first, end) = (within(visible.start), within(visible.end));
                 if let Some(cap) = self.scoring.soft_cap {
                     // SAFETY: the table proves the instruction set.
                     unsafe { (self.context.table.soft_cap)(&mut scores[first..end], cap) };
+                }
+                if let Some(slopes) = self.scoring.slopes {
+                    let (slope, own) = (slopes[block.place(row).1], block.position(row));
+                    for (position, score) in scores[first..end].iter_mut().enumerate() {
+                        *score -= slope * (start + first + position).abs_diff(own) as f32;
+                    }
                 }
                 scores[..first].fill(f32::NEG_INFINITY);
                 scores[end..].fill(f32::NEG_INFINITY);

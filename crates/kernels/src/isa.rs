@@ -243,6 +243,7 @@ pub struct Table {
     pub(crate) center_scale: unsafe fn(x: &[f32], mean: f32, scale: f32, weight: &[f32], out: &mut [f32]),
     pub(crate) silu_mul: unsafe fn(gate: &mut [f32], up: &[f32]),
     pub(crate) gelu_mul: unsafe fn(gate: &mut [f32], up: &[f32]),
+    pub(crate) exact_gelu_mul: unsafe fn(gate: &mut [f32], up: &[f32]),
     pub(crate) clamped_swiglu: unsafe fn(gate: &mut [f32], up: &[f32]),
     pub(crate) add_scaled: unsafe fn(x: &mut [f32], y: &[f32], factor: f32),
     pub(crate) add_product: unsafe fn(sum: &mut [f32], x: &[f32], y: &[f32]),
@@ -265,6 +266,7 @@ impl Table {
         match function {
             ActivationFunction::Silu => self.silu_mul,
             ActivationFunction::Gelu => self.gelu_mul,
+            ActivationFunction::ExactGelu => self.exact_gelu_mul,
             ActivationFunction::ClampedSwiglu => self.clamped_swiglu,
         }
     }

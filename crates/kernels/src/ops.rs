@@ -10,8 +10,8 @@ pub use heads::{HeadPlaces, copy_heads, merge_heads, split_heads};
 pub use multiply::{Affine, Gated, Group, Product, kinds_for, multiply, multiply_gated, multiply_groups};
 pub use norm::{Norm, NormKind, norm, norm_columns, norm_rows};
 pub use pointwise::{
-    add, add_scaled, add_scaled_heads, gate, log_sum_exp, max, multiply_columns, scale, sigmoid_mul, silu,
-    soft_cap, weighted_sums,
+    add, add_row, add_scaled, add_scaled_heads, apply, gate, log_sum_exp, max, multiply_columns, scale,
+    sigmoid_mul, silu, soft_cap, weighted_sums,
 };
 pub use rows::Rows;
 pub(crate) use rows::SharedRows;
@@ -27,13 +27,15 @@ const TOKENS_INLINE_MAX: usize = 4;
 /// No more panels than this are too few to give each to one thread.
 const PANELS_SHARED_MAX: usize = 4;
 
-/// What a gated feed-forward layer does to its gate before it multiplies.
+/// What a feed-forward layer does between its matrices: to its gate before it multiplies, or to all where it has no gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ActivationFunction {
     /// `x * sigmoid(x)`, as in SwiGLU (Shazeer, 2020).
     Silu,
     /// The tanh form of the Gaussian error linear unit (Hendrycks and Gimpel, 2016), as in GeGLU.
     Gelu,
+    /// The Gaussian error linear unit as it is defined, as in BERT.
+    ExactGelu,
     /// SwiGLU as gpt-oss computes it: `x * sigmoid(1.702 x) * (up + 1)`, with `x` at most 7 and `up` from -7 to 7.
     ClampedSwiglu,
 }

@@ -33,6 +33,7 @@ async fn main() {
                 "The tide is out and the flats are shining. A dunlin runs, stops, probes the mud and runs again; behind it a hundred others do the same, and when one lifts they all do.",
             ),
         ],
+        ..Script::default()
     });
     let server = Server::new(Config::default());
     if mode != Some("loading") {

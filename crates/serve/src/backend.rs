@@ -3,6 +3,8 @@
 //! The engine is one implementation; the tests have a scripted one. The calls are synchronous: the routes know
 //! which may take long and keep those off the threads that answer others.
 
+use engine::EncodedSink;
+use engine::model::{Purpose, Text};
 use engine::request::{Refused, Request, Sink, Stats, Ticket, TokenId};
 use serde_json::{Map, Value};
 
@@ -26,6 +28,12 @@ pub trait Backend: Send + Sync + 'static {
     /// The prompt that the model's template makes of a conversation.
     fn render(&self, chat: &Chat) -> Result<String, TemplateError>;
 
+    /// The tokens of a query and a document as the model wants to see them together.
+    fn pair(&self, query: &str, document: &str) -> Text;
+
+    /// Hands texts to a model that makes vectors or scores of them. Never waits: what cannot be queued is refused.
+    fn submit_texts(&self, texts: Vec<Text>, sink: EncodedSink) -> Result<Ticket, Refused>;
+
     /// Hands a generation to the scheduler. Never waits: what cannot be queued is refused.
     fn submit(&self, request: Request, sink: Sink) -> Result<Ticket, Refused>;
 
@@ -42,6 +50,10 @@ pub struct Card {
     pub id: String,
     /// Further names that requests may ask for.
     pub aliases: Vec<String>,
+    /// What the model is for.
+    pub purpose: Purpose,
+    /// Elements of an embedding, where the model makes some.
+    pub embedding_len: Option<usize>,
     /// Seconds since 1970.
     pub created: u64,
     /// Tokens that one generation may hold, prompt included.

@@ -9,6 +9,7 @@ use std::time::Instant;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
+use engine::model::Purpose;
 use engine::request::TokenId;
 
 use crate::answer::collect;
@@ -25,7 +26,7 @@ pub(crate) async fn create(
 ) -> Result<Response, ApiError> {
     let arrived = Instant::now();
     let body = server.read_json(request).await?;
-    let backend = server.backend_for_generation()?;
+    let backend = server.backend_for(Purpose::Generates)?;
     let limits = server.config().limits.clone();
     let (plan, backend) = server
         .compute(body.len(), move || Ok((plan(&*backend, ChatRequest::read(&body, &limits)?)?, backend)))

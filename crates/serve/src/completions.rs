@@ -8,6 +8,7 @@ use std::time::Instant;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
+use engine::model::Purpose;
 
 use crate::answer::collect;
 use crate::backend::{Backend, EncodeOptions};
@@ -16,6 +17,7 @@ use crate::error::{ApiError, json};
 use crate::generation::{Generation, Plan};
 use crate::server::Server;
 use crate::stream;
+pub(crate) use request::prompts;
 pub use request::{CompletionRequest, Prompt};
 
 pub(crate) async fn create(
@@ -24,7 +26,7 @@ pub(crate) async fn create(
 ) -> Result<Response, ApiError> {
     let arrived = Instant::now();
     let body = server.read_json(request).await?;
-    let backend = server.backend_for_generation()?;
+    let backend = server.backend_for(Purpose::Generates)?;
     let limits = server.config().limits.clone();
     let (plan, echoes, backend) = server
         .compute(body.len(), move || {

@@ -72,6 +72,8 @@ pub struct Limits {
     pub choices_max: usize,
     /// Prompts per completion request.
     pub prompts_max: usize,
+    /// Texts per embedding request, and documents per rerank request.
+    pub texts_max: usize,
     /// Prompts times choices. Where this is more than the engine can queue, some requests are refused for ever with a
     /// status that says to try again.
     pub generations_max: usize,
@@ -90,6 +92,7 @@ impl Default for Limits {
             body_bytes_max: 8 << 20,
             choices_max: 16,
             prompts_max: 64,
+            texts_max: 2048,
             generations_max: 64,
             tokens_max: 1 << 18,
             stop_strings_max: 16,

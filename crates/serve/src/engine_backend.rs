@@ -1,25 +1,69 @@
 //! The routes' [`Backend`] over the real engine.
 
 use crate::backend::{Backend, Card, Chat, EncodeOptions, TemplateError};
+use engine::model::{Model, Text};
 use engine::request::{Refused, Request, Sink, Stats, Ticket, TokenId};
 use engine::template::{ChatInput, CivilTime};
-use engine::{Engine, tokenizer};
+use engine::tokenizer::{self, Tokenizer};
+use engine::{EncodedSink, Encoder, Engine};
 
-/// An engine and what is said about its model.
+/// A model at work and what is said about it.
 #[derive(Debug)]
 pub struct EngineBackend {
-    engine: Engine,
+    worker: Worker,
     card: Card,
     /// Seconds that local time is ahead of UTC, for templates that ask for the date.
     utc_offset_seconds: i64,
 }
 
+/// What works with a model, by what it is for.
+#[derive(Debug)]
+pub enum Worker {
+    Generating(Engine),
+    Encoding(Encoder),
+}
+
+impl From<Engine> for Worker {
+    fn from(engine: Engine) -> Self {
+        Self::Generating(engine)
+    }
+}
+
+impl From<Encoder> for Worker {
+    fn from(encoder: Encoder) -> Self {
+        Self::Encoding(encoder)
+    }
+}
+
+impl Worker {
+    pub fn model(&self) -> &Model {
+        match self {
+            Self::Generating(engine) => engine.model(),
+            Self::Encoding(encoder) => encoder.model(),
+        }
+    }
+
+    fn context_tokens(&self) -> usize {
+        match self {
+            Self::Generating(engine) => engine.config().context_tokens,
+            Self::Encoding(encoder) => encoder.config().context_tokens,
+        }
+    }
+}
+
 impl EngineBackend {
-    /// `card` gets from the engine what it knows better; its names, times and digests stay as they are.
-    pub fn new(engine: Engine, card: Card, utc_offset_seconds: i64) -> Self {
-        let model = engine.model();
+    /// `card` gets from the model what it knows better; its names, times and digests stay as they are.
+    ///
+    /// # Panics
+    /// If the model has no vocabulary.
+    pub fn new(worker: impl Into<Worker>, card: Card, utc_offset_seconds: i64) -> Self {
+        let worker = worker.into();
+        let model = worker.model();
+        assert!(model.tokenizer().is_some(), "a model without a vocabulary has no text");
         let card = Card {
-            context_tokens: engine.config().context_tokens,
+            purpose: model.purpose(),
+            embedding_len: model.embedding_len(),
+            context_tokens: worker.context_tokens(),
             context_tokens_trained: model.context_tokens(),
             vocabulary: model.vocabulary(),
             parameters: model.parameters(),
@@ -27,14 +71,20 @@ impl EngineBackend {
             quantization: model.main_format().to_owned(),
             ..card
         };
-        Self { engine, card, utc_offset_seconds }
+        Self { worker, card, utc_offset_seconds }
     }
 
     /// Waits, once it is shut down, until what is kept over a restart is written, where something is.
     pub fn finish(&self) {
-        if self.engine.config().saved_cache.is_some() {
-            self.engine.finish();
+        if let Worker::Generating(engine) = &self.worker
+            && engine.config().saved_cache.is_some()
+        {
+            engine.finish();
         }
+    }
+
+    fn tokenizer(&self) -> &Tokenizer {
+        self.worker.model().tokenizer().expect("checked when the backend was made")
     }
 
     fn now(&self) -> CivilTime {
@@ -51,26 +101,26 @@ impl Backend for EngineBackend {
 
     fn encode(&self, text: &str, options: EncodeOptions) -> Vec<TokenId> {
         let EncodeOptions { add_special, parse_special } = options;
-        self.engine.tokenizer().encode(text, tokenizer::EncodeOptions { add_special, parse_special })
+        self.tokenizer().encode(text, tokenizer::EncodeOptions { add_special, parse_special })
     }
 
     fn token_bytes(&self, token: TokenId) -> Option<&[u8]> {
-        let tokenizer = self.engine.tokenizer();
+        let tokenizer = self.tokenizer();
         ((token as usize) < tokenizer.vocabulary()).then(|| tokenizer.shown_bytes(token))
     }
 
     fn decode(&self, tokens: &[TokenId]) -> String {
-        self.engine.tokenizer().decode(tokens, true)
+        self.tokenizer().decode(tokens, true)
     }
 
     fn beginning_of_sequence(&self) -> Option<TokenId> {
-        let tokenizer = self.engine.tokenizer();
+        let tokenizer = self.tokenizer();
         tokenizer.bos().filter(|_| tokenizer.adds_bos())
     }
 
     fn render(&self, chat: &Chat) -> Result<String, TemplateError> {
         let error = |message: String| TemplateError { message };
-        let template = match self.engine.model().template() {
+        let template = match self.worker.model().template() {
             Some(Ok(template)) => template,
             Some(Err(broken)) => return Err(error(broken.to_string())),
             None => {
@@ -89,15 +139,43 @@ impl Backend for EngineBackend {
         rendered.map_err(|e| error(e.refusal().map_or_else(|| e.to_string(), str::to_owned)))
     }
 
+    fn pair(&self, query: &str, document: &str) -> Text {
+        if let Some(template) = self.worker.model().pair_template() {
+            let with_document = |part: &str| part.split("{document}").collect::<Vec<_>>().join(document);
+            let text = template.split("{query}").map(with_document).collect::<Vec<_>>().join(query);
+            let options = tokenizer::EncodeOptions { add_special: false, parse_special: true };
+            let tokens = self.tokenizer().encode(&text, options);
+            return Text { second: tokens.len(), tokens };
+        }
+        let (tokens, second) = self.tokenizer().encode_pair(query, document);
+        Text { tokens, second }
+    }
+
+    fn submit_texts(&self, texts: Vec<Text>, sink: EncodedSink) -> Result<Ticket, Refused> {
+        match &self.worker {
+            Worker::Generating(_) => Err(Refused::OtherPurpose(self.card.purpose)),
+            Worker::Encoding(encoder) => encoder.submit(texts, sink),
+        }
+    }
+
     fn submit(&self, request: Request, sink: Sink) -> Result<Ticket, Refused> {
-        self.engine.submit(request, sink)
+        match &self.worker {
+            Worker::Generating(engine) => engine.submit(request, sink),
+            Worker::Encoding(_) => Err(Refused::OtherPurpose(self.card.purpose)),
+        }
     }
 
     fn stats(&self) -> Stats {
-        self.engine.stats()
+        match &self.worker {
+            Worker::Generating(engine) => engine.stats(),
+            Worker::Encoding(encoder) => encoder.stats(),
+        }
     }
 
     fn shut_down(&self) {
-        self.engine.shut_down();
+        match &self.worker {
+            Worker::Generating(engine) => engine.shut_down(),
+            Worker::Encoding(encoder) => encoder.shut_down(),
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use axum::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use axum::http::{HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
+use engine::model::Purpose;
 use engine::request::Refused;
 use serde::Serialize;
 use wire::body::BodyError;
@@ -126,9 +127,21 @@ impl ApiError {
                 Self::field(prompt, format!("has the token {id}, but the vocabulary ends at {vocabulary}"))
             }
             Refused::InvalidSampling { field, reason } => Self::field(field, reason),
+            Refused::OtherPurpose(purpose) => Self::other_purpose(purpose),
             Refused::QueueFull { waiting } => Self::queue_full(waiting, retry_after),
             Refused::ShuttingDown => Self::draining(),
         }
+    }
+
+    /// 400: the model is one for other requests, which the message names.
+    pub fn other_purpose(purpose: Purpose) -> Self {
+        let route = match purpose {
+            Purpose::Generates => "/v1/chat/completions or /v1/completions",
+            Purpose::Embeds => "/v1/embeddings",
+            Purpose::Scores => "/v1/rerank",
+        };
+        let message = format!("the model that is served here {purpose}; ask at {route}");
+        Self { code: Some("unsupported_by_model"), ..Self::invalid(message) }
     }
 
     pub fn draining() -> Self {

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use engine::Encoded;
 use engine::request::{Event, FinishReason, Finished, Stats};
 
 use crate::backend::Card;
@@ -73,6 +74,14 @@ impl Metrics {
         self.endings[ending].fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Counts a request whose texts became vectors or scores.
+    pub(crate) fn encoded(&self, arrived: Instant, encoded: &Encoded) {
+        self.ended(0);
+        self.request.observe(arrived.elapsed());
+        self.queue.observe(encoded.queue);
+        self.prefill.observe(encoded.compute);
+    }
+
     /// Counts generations of which the engine said no more.
     pub(crate) fn abandoned(&self, generations: usize) {
         self.endings[3].fetch_add(generations as u64, Ordering::Relaxed);
@@ -95,7 +104,7 @@ impl Metrics {
         let endings = ENDINGS.iter().zip(&self.endings);
         page.counters(
             "dunlin_requests_total",
-            "Generations that ended, by how.",
+            "Generations and encodings that ended, by how.",
             "finished_reason",
             endings.map(|(name, count)| (*name, count.load(Ordering::Relaxed))),
         );
@@ -119,7 +128,11 @@ impl Metrics {
                 "From submission to the first computed prompt token.",
                 &self.queue,
             ),
-            ("dunlin_request_prefill_seconds", "From there to the first generated token.", &self.prefill),
+            (
+                "dunlin_request_prefill_seconds",
+                "From there to the first generated token, or the end of an encoding.",
+                &self.prefill,
+            ),
             ("dunlin_request_decode_seconds", "From the first generated token to the last.", &self.decode),
         ] {
             page.histogram(name, help, histogram);

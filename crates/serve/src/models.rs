@@ -2,6 +2,7 @@
 
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
+use engine::model::Purpose;
 use serde::Serialize;
 
 use crate::backend::Card;
@@ -24,7 +25,7 @@ struct Model<'a> {
     meta: Meta<'a>,
 }
 
-/// llama-server's names, and the quantization besides.
+/// llama-server's names, and what else is worth knowing.
 #[derive(Serialize)]
 struct Meta<'a> {
     n_ctx: usize,
@@ -33,6 +34,11 @@ struct Meta<'a> {
     n_params: u64,
     size: u64,
     quantization: &'a str,
+    /// Whether it generates text, embeds it or scores it.
+    purpose: &'static str,
+    /// Elements of an embedding.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    n_embd: Option<usize>,
 }
 
 impl<'a> Model<'a> {
@@ -50,6 +56,12 @@ impl<'a> Model<'a> {
                 n_params: card.parameters,
                 size: card.file_bytes,
                 quantization: &card.quantization,
+                purpose: match card.purpose {
+                    Purpose::Generates => "generation",
+                    Purpose::Embeds => "embedding",
+                    Purpose::Scores => "rerank",
+                },
+                n_embd: card.embedding_len,
             },
         }
     }

@@ -12,6 +12,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use bytes::Bytes;
+use engine::model::Purpose;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use wire::Stage;
@@ -20,7 +21,7 @@ use crate::backend::Backend;
 use crate::config::Config;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
-use crate::{chat, completions, edge, models, page, status, tokens};
+use crate::{chat, completions, edge, embeddings, models, page, rerank, status, tokens};
 
 /// Bodies longer than this are parsed and tokenized on a thread of their own, not between other clients' tokens.
 const COMPUTE_INLINE_BYTES_MAX: usize = 16 * 1024;
@@ -151,6 +152,12 @@ impl Server {
             .route("/v1/chat/completions", post(chat::create))
             .route("/chat/completions", post(chat::create))
             .route("/v1/completions", post(completions::create))
+            .route("/v1/embeddings", post(embeddings::create))
+            .route("/embeddings", post(embeddings::create))
+            .route("/v1/rerank", post(rerank::create))
+            .route("/v1/reranking", post(rerank::create))
+            .route("/rerank", post(rerank::create))
+            .route("/reranking", post(rerank::create))
             .route("/tokenize", post(tokens::tokenize))
             .route("/detokenize", post(tokens::detokenize))
             .route("/apply-template", post(tokens::apply_template))
@@ -246,9 +253,16 @@ impl Server {
         }
     }
 
-    /// The model, unless the server is on its way out.
-    pub(crate) fn backend_for_generation(&self) -> Result<Arc<dyn Backend>, ApiError> {
-        if self.stage() == Stage::Open { self.backend() } else { Err(ApiError::draining()) }
+    /// The model, unless it is for something else or the server is on its way out.
+    pub(crate) fn backend_for(&self, purpose: Purpose) -> Result<Arc<dyn Backend>, ApiError> {
+        if self.stage() != Stage::Open {
+            return Err(ApiError::draining());
+        }
+        let backend = self.backend()?;
+        match backend.card().purpose {
+            found if found == purpose => Ok(backend),
+            other => Err(ApiError::other_purpose(other)),
+        }
     }
 
     /// A request's body, which must not say that it is something other than JSON.

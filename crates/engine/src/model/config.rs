@@ -3,11 +3,11 @@
 //! A [`Config`] says everything that a forward pass needs to know but the weights. Families fill it in (see `families`);
 //! what computes looks at parts and sizes only, never at a family's name.
 
-use super::ModelError;
 use super::families::{self, Family};
 use super::keys::Keys;
 use super::outline::KvHeads;
 use super::rope::Rope;
+use super::{ModelError, Purpose};
 use crate::gguf::Gguf;
 use kernels::attention::{HEAD_DIM_MAX, Mask, Pairing};
 use kernels::ops::{ActivationFunction, NormKind};
@@ -32,12 +32,14 @@ pub(crate) struct Config {
     pub(crate) vocabulary: usize,
     pub(crate) norm: NormKind,
     pub(crate) epsilon: f32,
+    pub(crate) input: Input,
     /// Multiplies token embeddings.
     pub(crate) embedding_scale: f32,
     /// Multiplies what a layer's parts add to the residual stream.
     pub(crate) residual_scale: f32,
-    /// The norm before the output matrix.
-    pub(crate) output_norm: &'static str,
+    /// The norm of the residual stream after all layers.
+    pub(crate) output_norm: Option<&'static str>,
+    pub(crate) output: Output,
     /// Multiplies logits.
     pub(crate) logit_scale: f32,
     /// Logits become `cap * tanh(logit / cap)`.
@@ -47,6 +49,51 @@ pub(crate) struct Config {
     pub(crate) layers: Vec<Layer>,
     /// Whether the matrices of the feed-forward parts may have a scale each (`ffn_up.scale` and so on).
     pub(crate) feed_forward_scales: bool,
+}
+
+/// What the residual stream begins with besides the embeddings of tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Input {
+    /// An embedding of each position is added.
+    pub(crate) positions: bool,
+    /// An embedding of which of two texts a token is of is added.
+    pub(crate) segments: bool,
+    /// A norm of all that.
+    pub(crate) norm: Option<&'static str>,
+}
+
+/// What comes of a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Output {
+    /// Logits of the token that follows.
+    Logits,
+    /// A vector of the whole.
+    Embedding(Pooling),
+    /// How well the second of two texts answers the first.
+    Score(Pooling, Classifier),
+}
+
+/// How the vectors of all tokens become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pooling {
+    Mean,
+    First,
+    Last,
+}
+
+/// What a pooled vector goes through on its way to a score.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Classifier {
+    /// Between its two matrices.
+    pub(crate) function: ClassifierFunction,
+    /// Scores are probabilities of several labels, of which the first counts.
+    pub(crate) softmax: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ClassifierFunction {
+    Tanh,
+    Gelu,
 }
 
 /// One layer: a part that mixes positions, and one that works on each alone.
@@ -64,9 +111,13 @@ pub(crate) struct Norms {
     pub(crate) mixer: Option<&'static str>,
     /// Of what the mixer adds to the residual stream.
     pub(crate) mixed: Option<&'static str>,
+    /// Of the residual stream, once the mixer has added to it.
+    pub(crate) mixed_stream: Option<&'static str>,
     pub(crate) before_feed_forward: BeforeFeedForward,
     /// Of what the feed-forward part adds to the residual stream.
     pub(crate) fed_forward: Option<&'static str>,
+    /// Of the residual stream, once the feed-forward part has added to it.
+    pub(crate) fed_forward_stream: Option<&'static str>,
 }
 
 /// What a feed-forward part works on.
@@ -85,8 +136,10 @@ impl Norms {
     pub(crate) const BEFORE: Norms = Norms {
         mixer: Some("attn_norm"),
         mixed: None,
+        mixed_stream: None,
         before_feed_forward: BeforeFeedForward::Norm("ffn_norm"),
         fed_forward: None,
+        fed_forward_stream: None,
     };
 
     /// A norm of what each part adds.
@@ -95,14 +148,20 @@ impl Norms {
         mixed: Some("post_attention_norm"),
         before_feed_forward: BeforeFeedForward::Nothing,
         fed_forward: Some("post_ffw_norm"),
+        ..Norms::BEFORE
     };
 
     /// Both.
-    pub(crate) const AROUND: Norms = Norms {
-        mixer: Norms::BEFORE.mixer,
-        mixed: Norms::AFTER.mixed,
-        before_feed_forward: Norms::BEFORE.before_feed_forward,
-        fed_forward: Norms::AFTER.fed_forward,
+    pub(crate) const AROUND: Norms =
+        Norms { mixed: Norms::AFTER.mixed, fed_forward: Norms::AFTER.fed_forward, ..Norms::BEFORE };
+
+    /// A norm of the residual stream after each part has added to it.
+    pub(crate) const OF_SUMS: Norms = Norms {
+        mixer: None,
+        mixed_stream: Some("attn_output_norm"),
+        before_feed_forward: BeforeFeedForward::Nothing,
+        fed_forward_stream: Some("layer_output_norm"),
+        ..Norms::BEFORE
     };
 }
 
@@ -198,6 +257,8 @@ pub(crate) struct Attention {
     pub(crate) temperature: Option<Temperature>,
     /// Each head's queries come with a gate for what it mixes.
     pub(crate) gated: bool,
+    /// What scores of each head lose for each position that a key is away.
+    pub(crate) slopes: Option<Vec<f32>>,
 }
 
 /// Queries are multiplied by `1 + scale * ln(1 + floor(position / tokens))`, as in Llama 4.
@@ -221,15 +282,18 @@ pub(crate) enum HeadNorms {
     Each,
     /// Of all heads at once.
     All,
+    /// Layer norms of all heads at once.
+    Layer,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum FeedForward {
     None,
-    /// `down(function(gate x) * (up x))`, `width` elements in between.
+    /// `down(function(gate x) * (up x))`, `width` elements in between, or `down(function(up x))` without a gate.
     Dense {
         width: usize,
         function: ActivationFunction,
+        gated: bool,
     },
     Experts(Experts),
 }
@@ -312,11 +376,8 @@ impl Config {
         let family = families::find(name)
             .ok_or_else(|| ModelError::UnknownFamily { name: name.to_owned(), known: families::known() })?;
         let keys = Keys { gguf, architecture: family.name };
-        if !keys.flag("attention.causal", true)? {
-            let what = format!("{name} that sees what comes after a token");
-            return Err(ModelError::Unsupported { what });
-        }
-        let config = (family.read)(&keys, family)?;
+        let mut config = (family.read)(&keys, family)?;
+        config.read_output(&keys)?;
         if config.epsilon <= 0.0 {
             let key = match config.norm {
                 NormKind::RootMeanSquare => RMS_EPSILON,
@@ -397,6 +458,7 @@ impl Config {
                         sinks: false,
                         temperature: None,
                         gated: false,
+                        slopes: None,
                     })
                 }
             };
@@ -410,15 +472,91 @@ impl Config {
             vocabulary: vocabulary(keys)?,
             norm: NormKind::RootMeanSquare,
             epsilon: keys.float(RMS_EPSILON, 1e-5)?,
+            input: Input::default(),
             embedding_scale: 1.0,
             residual_scale: 1.0,
-            output_norm: "output_norm",
+            output_norm: Some("output_norm"),
+            output: Output::Logits,
             logit_scale: 1.0,
             logit_soft_cap: None,
             ropes: if attends { vec![Rope::read(keys, pairing, head_dim)?] } else { Vec::new() },
             layers: parts,
             feed_forward_scales: false,
         })
+    }
+
+    /// What comes of a text: logits, unless the file or the family asks for one vector of the whole.
+    fn read_output(&mut self, keys: &Keys<'_>) -> Result<(), ModelError> {
+        const KEY: &str = "pooling_type";
+        let causal = keys.flag("attention.causal", self.output == Output::Logits)?;
+        let pooling = match (keys.optional(KEY)?, self.output) {
+            (None, Output::Logits) if causal => return Ok(()),
+            (None, Output::Embedding(pooling) | Output::Score(pooling, _)) => pooling,
+            (None, Output::Logits) => Pooling::Mean,
+            (Some(1), _) => Pooling::Mean,
+            (Some(2), _) => Pooling::First,
+            (Some(3), _) => Pooling::Last,
+            (Some(4), _) => return self.read_classifier(keys),
+            (Some(0), _) => {
+                let what = "a vector for each token instead of one for a text".to_owned();
+                return Err(ModelError::Unsupported { what });
+            }
+            (Some(other), _) => {
+                return Err(keys.bad(KEY, other, "1 (mean), 2 (first), 3 (last) or 4 (rank)".to_owned()));
+            }
+        };
+        self.output = Output::Embedding(pooling);
+        self.check_output(causal)
+    }
+
+    /// A score in place of a vector.
+    fn read_classifier(&mut self, keys: &Keys<'_>) -> Result<(), ModelError> {
+        let causal = keys.flag("attention.causal", self.output == Output::Logits)?;
+        let (pooling, classifier) = match self.output {
+            Output::Score(pooling, classifier) => (pooling, classifier),
+            Output::Embedding(_) => {
+                (Pooling::First, Classifier { function: ClassifierFunction::Tanh, softmax: false })
+            }
+            // Such models were made of ones that say "yes" or "no".
+            Output::Logits => {
+                (Pooling::Last, Classifier { function: ClassifierFunction::Tanh, softmax: true })
+            }
+        };
+        self.output = Output::Score(pooling, classifier);
+        self.check_output(causal)
+    }
+
+    fn check_output(&mut self, causal: bool) -> Result<(), ModelError> {
+        if self.state_bytes() > 0 {
+            let what = "one vector of a text from layers that keep states".to_owned();
+            return Err(ModelError::Unsupported { what });
+        }
+        if causal {
+            return Ok(());
+        }
+        for layer in &mut self.layers {
+            match &mut layer.mixer {
+                Mixer::Attention(attention) => match attention.mask {
+                    Mask::Causal => attention.mask = Mask::Everything,
+                    // Half of the window on each side.
+                    Mask::Window(width) => attention.mask = Mask::Around(width),
+                    Mask::Everything | Mask::Around(_) => {}
+                },
+                _ => {
+                    let what = "attention of this kind to what comes after a token".to_owned();
+                    return Err(ModelError::Unsupported { what });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn purpose(&self) -> Purpose {
+        match self.output {
+            Output::Logits => Purpose::Generates,
+            Output::Embedding(_) => Purpose::Embeds,
+            Output::Score(..) => Purpose::Scores,
+        }
     }
 
     /// What each layer that attends to earlier tokens keeps of them.
@@ -459,6 +597,15 @@ impl Config {
                 FeedForward::Dense { function, .. } | FeedForward::Experts(Experts { function, .. }) => {
                     *function = wanted;
                 }
+            }
+        }
+    }
+
+    /// Feed-forward parts have no gate.
+    pub(crate) fn set_ungated(&mut self) {
+        for layer in &mut self.layers {
+            if let FeedForward::Dense { gated, .. } = &mut layer.feed_forward {
+                *gated = false;
             }
         }
     }
@@ -536,6 +683,18 @@ pub(crate) fn windowed_layers(
     Ok((0..layers).map(|layer| layer % period < period - 1).collect())
 }
 
+/// What scores lose for each position that a key is away, by query head (ALiBi, Press, Smith and Lewis, 2022): powers of
+/// `2^(-8 / heads)`, and where heads are no power of two, of the root of that in between.
+pub(crate) fn slopes(heads: usize) -> Vec<f32> {
+    const LARGEST_EXPONENT: f32 = 8.0;
+    let whole = 1 << heads.ilog2();
+    let slope = |head: usize| {
+        let halves = if head < whole { 2 * (head + 1) } else { 2 * (head - whole) + 1 };
+        2f32.powf(-LARGEST_EXPONENT * halves as f32 / (2 * whole) as f32)
+    };
+    (0..heads).map(slope).collect()
+}
+
 /// Layers that are computed: those at the end that only predict further tokens are not.
 pub(crate) fn layers(keys: &Keys<'_>) -> Result<usize, ModelError> {
     let count = keys.required("block_count", LAYERS_MAX)?;
@@ -558,6 +717,15 @@ fn vocabulary(keys: &Keys<'_>) -> Result<usize, ModelError> {
 }
 
 impl FeedForward {
+    /// Elements in between, of one expert where there are some.
+    pub(crate) fn width(&self) -> Option<usize> {
+        match self {
+            FeedForward::None => None,
+            FeedForward::Dense { width, .. } => Some(*width),
+            FeedForward::Experts(experts) => Some(experts.width),
+        }
+    }
+
     /// Experts from the first layer after the dense ones on, where the file has experts.
     fn read(keys: &Keys<'_>, layer: usize, layers: usize) -> Result<FeedForward, ModelError> {
         let experts = keys.count("expert_count", EXPERTS_MAX)?;
@@ -569,7 +737,7 @@ impl FeedForward {
             if width == 0 {
                 return Ok(FeedForward::None);
             }
-            return Ok(FeedForward::Dense { width, function });
+            return Ok(FeedForward::Dense { width, function, gated: true });
         }
         let of_layer = |name: &str, max: usize| -> Result<usize, ModelError> {
             Ok(keys.per_layer(name, layers, max)?.map_or(0, |values| values[layer]))

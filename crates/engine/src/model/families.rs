@@ -4,11 +4,13 @@
 //! one: a file here and a line in [`FAMILIES`]. Where it needs a part that no family had before: a variant or field in
 //! `config.rs`, its tensors in `weights.rs`, and its arithmetic in `forward/`, none of which knows a family's name.
 
+mod bert;
 mod cohere2;
 mod deepseek2;
 mod exaone4;
 mod gemma2;
 mod gemma3;
+mod gemma_embedding;
 mod glm4;
 mod gpt_oss;
 mod granite;
@@ -17,6 +19,7 @@ mod lfm2;
 mod llama;
 mod mamba2;
 mod mistral3;
+mod modern_bert;
 mod olmo2;
 mod phi3;
 mod qwen2;
@@ -66,6 +69,12 @@ pub(crate) const FAMILIES: &[&Family] = &[
     &qwen35::EXPERTS,
     &granitehybrid::FAMILY,
     &mamba2::FAMILY,
+    &bert::FAMILY,
+    &bert::NOMIC,
+    &bert::JINA_2,
+    &bert::JINA_3,
+    &modern_bert::FAMILY,
+    &gemma_embedding::FAMILY,
 ];
 
 /// The family called `name`.

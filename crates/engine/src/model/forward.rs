@@ -3,14 +3,17 @@
 //! What a layer is made of is in its [`config::Layer`](super::config::Layer); nothing here knows a family.
 
 mod attention;
+mod encode;
 mod experts;
 mod feed_forward;
 mod mixers;
 mod recurrent;
 
+pub use encode::Text;
+
 use super::Model;
 use super::config::BeforeFeedForward;
-use super::weights::{Linear, Norm, Weights};
+use super::weights::{Head, Linear, Norm, Weights};
 use crate::cache::{KvCache, Sequence};
 use crate::request::TokenId;
 use kernels::attention::{Chunk, Rotary};
@@ -57,6 +60,8 @@ pub struct Forward<'a> {
     experts: experts::Buffers,
     recurrent: recurrent::Buffers,
     logits: Rows,
+    /// A row for each text, while one vector of it is made.
+    pooled: Rows,
 }
 
 /// What all layers of a step need to know of its tokens.
@@ -89,6 +94,7 @@ impl<'a> Forward<'a> {
             experts: experts::Buffers::default(),
             recurrent: recurrent::Buffers::default(),
             logits: Rows::default(),
+            pooled: Rows::default(),
         }
     }
 
@@ -104,7 +110,8 @@ impl<'a> Forward<'a> {
     /// from the weights in the model file.
     ///
     /// # Panics
-    /// If a token is outside of the vocabulary or a sequence's pages do not hold its positions.
+    /// If a token is outside of the vocabulary, a sequence's pages do not hold its positions, or the model makes a vector of a
+    /// text instead of logits.
     pub fn step(&mut self, batch: &Batch<'_>, cache: &mut KvCache) -> &Rows {
         let model = self.model;
         loop {
@@ -129,7 +136,10 @@ impl<'a> Forward<'a> {
             let kept = (i + 1 == layers).then(|| outputs(batch));
             self.layer(i, weights, cache, &mut tokens, kept.as_ref());
         }
-        self.head(weights);
+        match &weights.parts.head {
+            Head::Logits(output) => self.head(weights, output),
+            Head::Embedding { .. } | Head::Score { .. } => panic!("a model that makes one vector of a text"),
+        }
     }
 
     fn describe<'b>(&self, weights: &Weights, batch: &Batch<'b>) -> Tokens<'b> {
@@ -151,9 +161,10 @@ impl<'a> Forward<'a> {
         Tokens { chunks, spans, rotaries: rotaries.collect(), positions }
     }
 
-    /// Rows of the token embedding, straight from the model file.
+    /// Rows of the token embedding, straight from the model file, and what else the residual stream begins with.
     fn embed(&mut self, weights: &Weights, batch: &Batch<'_>) {
-        let (name, format) = &weights.parts.embedding;
+        let input = &weights.parts.input;
+        let (name, format) = &input.embedding;
         let config = &self.model.config;
         let table = self.model.gguf.tensor(name).expect("checked when the model was opened").data;
         let row_bytes = format.row_bytes(config.width).expect("checked when the model was opened");
@@ -164,6 +175,21 @@ impl<'a> Forward<'a> {
         }
         if config.embedding_scale != 1.0 {
             ops::scale(self.context(), &mut self.stream, config.embedding_scale);
+        }
+        if let Some(table) = &input.positions {
+            let positions = batch.iter().flat_map(|s| s.position..s.position + s.tokens.len());
+            for (t, position) in positions.enumerate() {
+                let row = &table[position * config.width..][..config.width];
+                self.stream.row_mut(t).iter_mut().zip(row).for_each(|(x, y)| *x += y);
+            }
+        }
+    }
+
+    /// Norms the residual stream itself, where there is such a norm.
+    fn norm_of_stream(&mut self, norm: Option<&Norm>) {
+        if let Some(norm) = norm {
+            let cols = 0..self.stream.cols();
+            ops::norm_columns(self.context(), &mut self.stream, cols, norm.get());
         }
     }
 
@@ -190,8 +216,10 @@ impl<'a> Forward<'a> {
                 self.model.config.residual_scale,
             );
         } else {
+            self.norm_of_stream(layer.mixed_stream_norm.as_ref());
             self.feed_forward(weights, config, layer, layer.feed_forward_norm.as_ref());
         }
+        self.norm_of_stream(layer.fed_forward_stream_norm.as_ref());
     }
 
     /// The residual stream, after a norm where there is one, as activations.
@@ -235,10 +263,10 @@ impl<'a> Forward<'a> {
     }
 
     /// Norm and output matrix, for the tokens that are left.
-    fn head(&mut self, weights: &Weights) {
+    fn head(&mut self, weights: &Weights, output: &Linear) {
         let (context, config) = (self.context(), &self.model.config);
-        let head = weights.affine(&weights.parts.head);
-        self.activate_stream(Some(&weights.parts.output_norm), kinds_for([head.matrix]));
+        let head = weights.affine(output);
+        self.activate_stream(weights.parts.output_norm.as_ref(), kinds_for([head.matrix]));
         self.logits.reset(self.stream.count(), head.matrix.rows());
         ops::multiply(context, &self.activations, &mut [Product::new(head, &mut self.logits)]);
         if config.logit_scale != 1.0 {

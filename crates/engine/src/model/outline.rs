@@ -1,7 +1,7 @@
 //! What a model is and what it takes, known from its header: nothing is packed and no weight is read.
 
-use super::config::{Config, FeedForward};
-use super::{ModelError, weights};
+use super::config::Config;
+use super::{ModelError, Purpose, weights};
 use crate::gguf::Gguf;
 use kernels::attention::{KvFormat, KvShape, PAGE};
 
@@ -9,6 +9,7 @@ use kernels::attention::{KvFormat, KvShape, PAGE};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outline {
     pub family: &'static str,
+    pub purpose: Purpose,
     pub layers: usize,
     /// Elements of the residual stream.
     pub width: usize,
@@ -62,13 +63,10 @@ impl Outline {
         let most = |part: fn((usize, usize, usize)) -> usize| {
             config.layers.iter().filter_map(|layer| layer.mixer.heads()).map(part).max().unwrap_or(0)
         };
-        let feed_forward = config.layers.iter().map(|layer| match &layer.feed_forward {
-            FeedForward::None => 0,
-            FeedForward::Dense { width, .. } => *width,
-            FeedForward::Experts(experts) => experts.width,
-        });
+        let feed_forward = config.layers.iter().filter_map(|layer| layer.feed_forward.width());
         Ok(Outline {
             family: config.family.name,
+            purpose: config.purpose(),
             layers: config.layers.len(),
             width: config.width,
             feed_forward: feed_forward.max().unwrap_or(0),

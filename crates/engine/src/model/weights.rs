@@ -4,7 +4,7 @@
 //! noted in a [`Plan`], in the order in which they are packed and used, and take their place in [`Weights`] when they
 //! have been packed or mapped. Weights can therefore be exchanged by exchanging matrices, which cannot fail.
 
-use super::config::{self, BeforeFeedForward, Config, HeadNorms};
+use super::config::{self, BeforeFeedForward, Config, HeadNorms, Output, WIDTH_MAX};
 use super::rope::Factors;
 use super::{ModelError, format_of};
 use crate::gguf::{Gguf, TensorInfo};
@@ -20,6 +20,8 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) entries: Vec<Entry>,
+    /// How many of them are the layers': those after them are for what comes of a text.
+    layer_entries: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,9 +44,9 @@ impl Plan {
         self.entries.iter().map(|entry| entry.of_token(entry.packed_bytes())).sum()
     }
 
-    /// Multiply-adds of one token with the matrices of all layers: all but the last, which is the output matrix.
+    /// Multiply-adds of one token with the matrices of all layers.
     pub(crate) fn layer_macs_per_token(&self) -> u64 {
-        let layers = &self.entries[..self.entries.len() - 1];
+        let layers = &self.entries[..self.layer_entries];
         layers.iter().map(|entry| entry.of_token((entry.shape.rows * entry.shape.cols) as u64)).sum()
     }
 }
@@ -58,6 +60,9 @@ impl Entry {
         whole / self.parts as u64 * self.used as u64
     }
 }
+
+/// The most texts that a model tells tokens of apart by.
+const SEGMENTS_MAX: u64 = 16;
 
 /// The place of a matrix among [`Weights`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,9 +99,11 @@ pub(crate) struct Layer {
     pub(crate) mixer_norm: Option<Norm>,
     pub(crate) mixer: Mixer,
     pub(crate) mixed_norm: Option<Norm>,
+    pub(crate) mixed_stream_norm: Option<Norm>,
     pub(crate) feed_forward_norm: Option<Norm>,
     pub(crate) feed_forward: FeedForward,
     pub(crate) fed_forward_norm: Option<Norm>,
+    pub(crate) fed_forward_stream_norm: Option<Norm>,
 }
 
 #[derive(Debug)]
@@ -178,6 +185,8 @@ pub(crate) struct Attention {
     pub(crate) value: Linear,
     pub(crate) output: Linear,
     pub(crate) head_norms: Option<(Vec<f32>, Vec<f32>)>,
+    /// Of all queries and of all keys of a token.
+    pub(crate) layer_norms: Option<(Norm, Norm)>,
     pub(crate) sinks: Option<Vec<f32>>,
 }
 
@@ -185,12 +194,20 @@ pub(crate) struct Attention {
 pub(crate) enum FeedForward {
     None,
     Dense(Dense),
+    Ungated(Ungated),
     Experts(Experts),
 }
 
 #[derive(Debug)]
 pub(crate) struct Dense {
     pub(crate) gate: Linear,
+    pub(crate) up: Linear,
+    pub(crate) down: Linear,
+}
+
+/// A feed-forward part without a gate.
+#[derive(Debug)]
+pub(crate) struct Ungated {
     pub(crate) up: Linear,
     pub(crate) down: Linear,
 }
@@ -238,14 +255,43 @@ impl RopeTable {
 /// A model's tensors: small ones as floats, matrices by their place.
 #[derive(Debug)]
 pub(crate) struct Parts {
-    /// Where rows of the token embedding are read from, in the file's own format.
-    pub(crate) embedding: (String, Format),
+    pub(crate) input: Input,
     pub(crate) layers: Vec<Layer>,
-    pub(crate) output_norm: Norm,
-    pub(crate) head: Linear,
+    pub(crate) output_norm: Option<Norm>,
+    pub(crate) head: Head,
     pub(crate) ropes: Vec<RopeTable>,
     /// By [`MatrixId`]: rows of which planned matrix.
     slices: Vec<(usize, Range<usize>)>,
+}
+
+/// What the residual stream begins with.
+#[derive(Debug)]
+pub(crate) struct Input {
+    /// Where rows of the token embedding are read from, in the file's own format.
+    pub(crate) embedding: (String, Format),
+    /// A row for each position, one after the other.
+    pub(crate) positions: Option<Vec<f32>>,
+    /// A row for each of the texts that tokens may be of.
+    pub(crate) segments: Option<Vec<f32>>,
+    pub(crate) norm: Option<Norm>,
+}
+
+/// What the residual stream becomes in the end.
+#[derive(Debug)]
+pub(crate) enum Head {
+    Logits(Linear),
+    Embedding {
+        /// Matrices that a pooled vector goes through.
+        dense: Vec<Linear>,
+        /// Elements of what comes out.
+        len: usize,
+    },
+    Score {
+        hidden: Option<Linear>,
+        norm: Option<Norm>,
+        /// Its first row is the score; without, the first element of what comes before.
+        output: Option<Linear>,
+    },
 }
 
 /// The weights that a step computes with.
@@ -279,16 +325,13 @@ pub(crate) fn plan(gguf: &Gguf, config: &Config) -> Result<(Plan, Parts), ModelE
     let mut walk = Walk { gguf, config, entries: Vec::new(), slices: Vec::new() };
     let layers = config.layers.iter().enumerate();
     let layers = layers.map(|(i, layer)| walk.layer(i, layer)).collect::<Result<_, _>>()?;
-    let output_norm = walk.norm(config.output_norm)?;
-    let embedding = find(gguf, "token_embd.weight", &[config.width as u64, config.vocabulary as u64])?;
-    let format = format_of(embedding.ty).ok_or_else(|| unknown_format("token_embd.weight", embedding))?;
-    let embedding = ("token_embd.weight".to_owned(), format);
-    // A model without an output matrix of its own ties it to the embedding.
-    let head = if gguf.tensor("output.weight").is_some() { "output" } else { "token_embd" };
-    let head = walk.linear(head, config.vocabulary, config.width, Scales::BeforeBias)?;
+    let layer_entries = walk.entries.len();
+    let output_norm = config.output_norm.map(|name| walk.norm(name)).transpose()?;
+    let input = walk.input()?;
+    let head = walk.head()?;
     let ropes = config.ropes.iter().map(|rope| rope_table(gguf, rope)).collect::<Result<_, _>>()?;
     let Walk { entries, slices, .. } = walk;
-    Ok((Plan { entries }, Parts { embedding, layers, output_norm, head, ropes, slices }))
+    Ok((Plan { entries, layer_entries }, Parts { input, layers, output_norm, head, ropes, slices }))
 }
 
 fn rope_table(gguf: &Gguf, rope: &super::rope::Rope) -> Result<RopeTable, ModelError> {
@@ -323,6 +366,69 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
+    fn input(&self) -> Result<Input, ModelError> {
+        const NAME: &str = "token_embd.weight";
+        let &Config { width, vocabulary, context_tokens, input, .. } = self.config;
+        let embedding = find(self.gguf, NAME, &[width as u64, vocabulary as u64])?;
+        let format = format_of(embedding.ty).ok_or_else(|| unknown_format(NAME, embedding))?;
+        let rows = |name: &str, count: usize| {
+            decoded(self.gguf, find(self.gguf, name, &[width as u64, count as u64])?)
+        };
+        let segments = self.gguf.tensor("token_types.weight").map(|t| t.info.shape.get(1).copied());
+        // Files that do not say how many there are have one.
+        let segments = segments.map(|count| count.unwrap_or(1).min(SEGMENTS_MAX) as usize);
+        Ok(Input {
+            embedding: (NAME.to_owned(), format),
+            positions: input.positions.then(|| rows("position_embd.weight", context_tokens)).transpose()?,
+            segments: match segments.filter(|_| input.segments) {
+                Some(count) => Some(rows("token_types.weight", count)?),
+                None => None,
+            },
+            norm: input.norm.map(|name| self.norm(name)).transpose()?,
+        })
+    }
+
+    fn head(&mut self) -> Result<Head, ModelError> {
+        let &Config { width, vocabulary, output, .. } = self.config;
+        let exists = |walk: &Self, name: &str| walk.gguf.tensor(&format!("{name}.weight")).is_some();
+        match output {
+            Output::Logits => {
+                // A model without an output matrix of its own ties it to the embedding.
+                let name = if exists(self, "output") { "output" } else { "token_embd" };
+                Ok(Head::Logits(self.linear(name, vocabulary, width, Scales::BeforeBias)?))
+            }
+            Output::Embedding(_) => {
+                let mut cols = width;
+                let mut dense = Vec::new();
+                for name in ["dense_2", "dense_3"] {
+                    if let Some((linear, rows)) = self.chained(name, cols)? {
+                        dense.push(linear);
+                        cols = rows;
+                    }
+                }
+                Ok(Head::Embedding { dense, len: cols })
+            }
+            Output::Score(..) => {
+                let hidden = self.chained("cls", width)?;
+                let norm = exists(self, "cls.norm").then(|| self.norm("cls.norm")).transpose()?;
+                let cols = hidden.as_ref().map_or(width, |(_, rows)| *rows);
+                let output = self.chained("cls.output", cols)?;
+                if hidden.is_none() && output.is_none() {
+                    return Err(ModelError::MissingTensor { name: "cls.output.weight".to_owned() });
+                }
+                let linear = |chained: Option<(Linear, usize)>| chained.map(|(linear, _)| linear);
+                Ok(Head::Score { hidden: linear(hidden), norm, output: linear(output) })
+            }
+        }
+    }
+
+    /// A matrix of `cols` columns and as many rows as the file gives it, where it has it.
+    fn chained(&mut self, name: &str, cols: usize) -> Result<Option<(Linear, usize)>, ModelError> {
+        let Some(tensor) = self.gguf.tensor(&format!("{name}.weight")) else { return Ok(None) };
+        let rows = tensor.info.shape.get(1).map_or(1, |&rows| rows.clamp(1, WIDTH_MAX as u64)) as usize;
+        Ok(Some((self.linear(name, rows, cols, Scales::Never)?, rows)))
+    }
+
     fn layer(&mut self, i: usize, layer: &config::Layer) -> Result<Layer, ModelError> {
         let prefix = format!("blk.{i}.");
         let norm = |walk: &Self, name: Option<&str>| {
@@ -343,17 +449,34 @@ impl Walk<'_> {
             config::Mixer::DeltaNet(net) => Mixer::DeltaNet(self.delta_net(&prefix, *net)?),
         };
         let mixed_norm = norm(self, layer.norms.mixed)?;
+        let mixed_stream_norm = norm(self, layer.norms.mixed_stream)?;
         let feed_forward_norm = match layer.feed_forward {
             config::FeedForward::None => None,
             _ => norm(self, before_feed_forward)?,
         };
         let feed_forward = match &layer.feed_forward {
             config::FeedForward::None => FeedForward::None,
-            config::FeedForward::Dense { width, .. } => FeedForward::Dense(self.dense(&prefix, "", *width)?),
+            &config::FeedForward::Dense { width, gated: true, .. } => {
+                FeedForward::Dense(self.dense(&prefix, "", width)?)
+            }
+            &config::FeedForward::Dense { width, gated: false, .. } => FeedForward::Ungated(Ungated {
+                up: self.linear(&format!("{prefix}ffn_up"), width, self.config.width, Scales::Never)?,
+                down: self.linear(&format!("{prefix}ffn_down"), self.config.width, width, Scales::Never)?,
+            }),
             config::FeedForward::Experts(experts) => FeedForward::Experts(self.experts(&prefix, experts)?),
         };
         let fed_forward_norm = norm(self, layer.norms.fed_forward)?;
-        Ok(Layer { mixer_norm, mixer, mixed_norm, feed_forward_norm, feed_forward, fed_forward_norm })
+        let fed_forward_stream_norm = norm(self, layer.norms.fed_forward_stream)?;
+        Ok(Layer {
+            mixer_norm,
+            mixer,
+            mixed_norm,
+            mixed_stream_norm,
+            feed_forward_norm,
+            feed_forward,
+            fed_forward_norm,
+            fed_forward_stream_norm,
+        })
     }
 
     fn attention(&mut self, prefix: &str, attention: &config::Attention) -> Result<Attention, ModelError> {
@@ -363,7 +486,7 @@ impl Walk<'_> {
         let [query, key, value] = self.projections(prefix, [with_gates, keys, keys])?;
         let output = self.linear(&format!("{prefix}attn_output"), width, queries, Scales::BeforeBias)?;
         let norm_lens = match attention.head_norms {
-            HeadNorms::None => None,
+            HeadNorms::None | HeadNorms::Layer => None,
             HeadNorms::Each => Some((dim, dim)),
             HeadNorms::All => Some((queries, keys)),
         };
@@ -372,8 +495,15 @@ impl Walk<'_> {
             Some((queries, keys)) => Some((weights("attn_q_norm", queries)?, weights("attn_k_norm", keys)?)),
             None => None,
         };
+        let layer_norms = match attention.head_norms {
+            HeadNorms::Layer => Some((
+                self.norm_of(&format!("{prefix}attn_q_norm"), queries)?,
+                self.norm_of(&format!("{prefix}attn_k_norm"), keys)?,
+            )),
+            _ => None,
+        };
         let sinks = attention.sinks.then(|| weights("attn_sinks", attention.heads)).transpose()?;
-        Ok(Attention { query, key, value, output, head_norms, sinks })
+        Ok(Attention { query, key, value, output, head_norms, layer_norms, sinks })
     }
 
     fn latent(&mut self, prefix: &str, latent: &config::Latent) -> Result<Latent, ModelError> {

@@ -83,6 +83,59 @@ fn wordpiece() -> Tokenizer {
     Tokenizer::new(&vocabulary).expect("a sound vocabulary")
 }
 
+#[test]
+fn bert_does_not_know_long_words_and_keeps_vowel_signs() {
+    let tokens = ["[UNK]", "[CLS]", "[SEP]", "▁a", "a", "▁\u{92c}", "\u{93f}", "b"];
+    let vocabulary = Vocabulary {
+        model: "bert",
+        tokens: Strings::Slice(&tokens),
+        kinds: Some(vec![3, 3, 3, 1, 1, 1, 1, 1]),
+        bos: Some(1),
+        unknown: Some(0),
+        separator: Some(2),
+        ..Vocabulary::default()
+    };
+    let tokenizer = Tokenizer::new(&vocabulary).expect("a sound vocabulary");
+    let count = |letters: usize| tokenizer.encode(&"a".repeat(letters), PLAIN).len();
+    assert_eq!((count(100), count(101)), (100, 1));
+    check(&tokenizer, &"a".repeat(101), PLAIN, &["[UNK]"]);
+    // U+093F takes a place of its own in a line; U+0300 does not.
+    check(&tokenizer, "\u{92c}\u{93f} a\u{300}", PLAIN, &["▁\u{92c}", "\u{93f}", "▁a"]);
+}
+
+#[test]
+fn pairs_have_what_their_vocabulary_puts_between() {
+    let check = |tokenizer: &Tokenizer, expected: &[&str], second: usize| {
+        let (ids, start) = tokenizer.encode_pair("a", "b");
+        let pieces: Vec<&str> = ids.iter().map(|id| tokenizer.piece(*id)).collect();
+        assert_eq!((&*pieces, start), (expected, second));
+    };
+    let tokens = ["[UNK]", "[CLS]", "[SEP]", "▁a", "▁b"];
+    let bert = Vocabulary {
+        model: "bert",
+        tokens: Strings::Slice(&tokens),
+        kinds: Some(vec![3, 3, 3, 1, 1]),
+        bos: Some(1),
+        unknown: Some(0),
+        separator: Some(2),
+        add_separator: Some(true),
+        ..Vocabulary::default()
+    };
+    check(&Tokenizer::new(&bert).expect("sound"), &["[CLS]", "▁a", "[SEP]", "▁b", "[SEP]"], 3);
+    let scores = vec![0.0; 5];
+    let roberta = Vocabulary {
+        model: "llama",
+        scores: Some(scores),
+        eos: Some(2),
+        add_eos: Some(true),
+        ..bert.clone()
+    };
+    let expected = ["[CLS]", "▁a", "[SEP]", "[SEP]", "▁b", "[SEP]"];
+    check(&Tokenizer::new(&roberta).expect("sound"), &expected, 4);
+    let plain = Vocabulary { add_separator: None, add_eos: None, ..roberta };
+    check(&Tokenizer::new(&plain).expect("sound"), &["[CLS]", "▁a", "▁b"], 2);
+}
+
 fn check(tokenizer: &Tokenizer, text: &str, options: EncodeOptions, expected: &[&str]) {
     let ids = tokenizer.encode(text, options);
     let pieces: Vec<&str> = ids.iter().map(|id| tokenizer.piece(*id)).collect();

@@ -33,6 +33,8 @@ pub struct Vocabulary<'a> {
     pub separator: Option<TokenId>,
     pub add_bos: Option<bool>,
     pub add_eos: Option<bool>,
+    /// Between two texts.
+    pub add_separator: Option<bool>,
     pub add_space_prefix: Option<bool>,
     pub lowercase: Option<bool>,
     pub strip_accents: Option<bool>,
@@ -102,6 +104,7 @@ impl<'a> Vocabulary<'a> {
                 .or(gguf.u32("tokenizer.ggml.separator_token_id")?),
             add_bos: gguf.bool("tokenizer.ggml.add_bos_token")?,
             add_eos: gguf.bool("tokenizer.ggml.add_eos_token")?,
+            add_separator: gguf.bool("tokenizer.ggml.add_sep_token")?,
             add_space_prefix: gguf.bool("tokenizer.ggml.add_space_prefix")?,
             lowercase: gguf.bool("tokenizer.ggml.normalizer.lowercase")?,
             strip_accents: gguf.bool("tokenizer.ggml.normalizer.strip_accents")?,
@@ -148,6 +151,7 @@ pub(super) fn build(vocabulary: &Vocabulary<'_>) -> Result<Tokenizer, TokenizerE
     let mut eos = vocabulary.eos;
     let mut tail = eos.filter(|_| vocabulary.add_eos == Some(true));
     let mut add_bos = vocabulary.add_bos.unwrap_or(true);
+    let mut between = vocabulary.separator.filter(|_| vocabulary.add_separator == Some(true));
     let model = match vocabulary.model {
         "llama" => {
             bos = usual(bos, 1);
@@ -171,6 +175,8 @@ pub(super) fn build(vocabulary: &Vocabulary<'_>) -> Result<Tokenizer, TokenizerE
         "bert" => {
             bos = usual(bos, 101);
             tail = usual(vocabulary.separator, 102);
+            // Each text ends with it already.
+            between = None;
             add_bos = true;
             let lowercase = vocabulary.lowercase.unwrap_or(true);
             Model::WordPiece(WordPiece {
@@ -199,6 +205,7 @@ pub(super) fn build(vocabulary: &Vocabulary<'_>) -> Result<Tokenizer, TokenizerE
         bos,
         eos,
         tail,
+        between,
         add_bos,
     })
 }

@@ -3,11 +3,15 @@
 //! A GGUF spells the start of a word with `▁` and the rest of it plainly, where BERT's own files spell the start
 //! plainly and the rest with `##`.
 
+use unicode_general_category::{GeneralCategory, get_general_category};
 use unicode_normalization::UnicodeNormalization;
 
 use super::pieces::{Arena, PieceTable};
 use super::split::{ASCII, CONTROL, MARK, PUNCTUATION, SPACE, SYMBOL, class_of};
 use super::{TokenId, WORD_START};
+
+/// Longer words are unknown: so the models' data was made.
+const WORD_CHARS_MAX: usize = 100;
 
 #[derive(Debug)]
 pub(super) struct WordPiece {
@@ -36,7 +40,7 @@ impl WordPiece {
                 return;
             }
             let dropped = c == '\0' || c == char::REPLACEMENT_CHARACTER || class & CONTROL != 0;
-            if dropped || (self.strip_accents && class & MARK != 0) {
+            if dropped || (self.strip_accents && class & MARK != 0 && is_accent(c)) {
                 return;
             }
             let alone =
@@ -64,6 +68,10 @@ impl WordPiece {
     /// The longest tokens that spell the word; the unknown token if there is a place that none covers.
     fn encode_word(&self, word: &str, arena: &Arena, table: &PieceTable, ids: &mut Vec<TokenId>) {
         let before = ids.len();
+        if word.chars().count() > WORD_CHARS_MAX + WORD_START.chars().count() {
+            ids.extend(self.unknown);
+            return;
+        }
         let mut at = 0;
         while at < word.len() {
             let mut end = word.floor_char_boundary((at + self.spelling_bytes_max).min(word.len()));
@@ -85,6 +93,11 @@ impl WordPiece {
             at = end;
         }
     }
+}
+
+/// Marks that take no space of their own; vowel signs that do are letters to BERT.
+fn is_accent(c: char) -> bool {
+    get_general_category(c) == GeneralCategory::NonspacingMark
 }
 
 /// The blocks BERT's normalizer puts spaces around. U+2B920 is where the Rust implementation that made the models' data

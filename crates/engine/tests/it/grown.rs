@@ -160,6 +160,67 @@ pub(crate) const ALL: &[Species] = &[
     species("mamba2", &MAMBA),
 ];
 
+/// One or more of each family that makes vectors or scores, and of what makes others do so.
+pub(crate) const ENCODERS: &[Species] = &[
+    Species { family: "bert", keys: &[NO_GROUPS], optional: &[SEGMENTS] },
+    Species {
+        family: "bert",
+        keys: &[NO_GROUPS, ("pooling_type", Number(4))],
+        optional: &[
+            SEGMENTS,
+            ("cls.weight", &[64, 64]),
+            ("cls.bias", &[64]),
+            ("cls.output.weight", &[64, 1]),
+        ],
+    },
+    species("nomic-bert", &[NO_GROUPS, ("pooling_type", Number(2))]),
+    Species {
+        family: "jina-bert-v2",
+        keys: &[NO_GROUPS],
+        optional: &[("blk.0.ffn_gate.weight", &[64, 96]), ("blk.0.attn_q_norm.weight", &[64])],
+    },
+    species("jina-bert-v2", &[("attention.head_count", Number(6)), ("attention.head_count_kv", Number(6))]),
+    species("jina-bert-v3", &[NO_GROUPS]),
+    species("modern-bert", &[NO_GROUPS, WINDOWS[0], WINDOWS[1]]),
+    Species {
+        family: "modern-bert",
+        keys: &[WINDOWS[0], ("pooling_type", Number(4)), ("hidden_activation", Text("silu"))],
+        optional: &[
+            ("blk.0.attn_norm.weight", &[64]),
+            ("cls.weight", &[64, 64]),
+            ("cls.norm.weight", &[64]),
+            ("cls.output.weight", &[64, 1]),
+        ],
+    },
+    Species {
+        family: "gemma-embedding",
+        keys: &[WINDOWS[0], WINDOWS[1]],
+        optional: &[("dense_2.weight", &[64, 160]), ("dense_3.weight", &[160, 64])],
+    },
+    species("qwen3", &[("pooling_type", Number(3))]),
+    Species {
+        family: "qwen3",
+        keys: &[("pooling_type", Number(4))],
+        optional: &[("cls.output.weight", &[64, 2])],
+    },
+    species("llama", &[("attention.causal", Flag(false))]),
+];
+
+/// One that would have to make a vector of what it keeps no single tokens of.
+pub(crate) const HYBRID_ENCODER: Species = species(
+    "lfm2",
+    &[
+        ("attention.head_count_kv", Layers([0, 2, 0])),
+        ("shortconv.l_cache", Number(3)),
+        ("pooling_type", Number(1)),
+    ],
+);
+
+/// Encoders share no keys between heads.
+const NO_GROUPS: (&str, Key) = ("attention.head_count_kv", Number(4));
+
+const SEGMENTS: (&str, &[u64]) = ("token_types.weight", &[64, 2]);
+
 const QWEN35: [(&str, Key); 6] = [
     ("ssm.inner_size", Number(64)),
     ("ssm.time_step_rank", Number(4)),
@@ -181,6 +242,11 @@ struct Tensor {
     name: String,
     shape: Vec<u64>,
     data: Vec<u8>,
+}
+
+/// What a species says of itself, and no tensors.
+pub(crate) fn header(species: Species) -> Gguf {
+    Gguf::from_bytes(bytes(species, &[])).expect("a sound file")
 }
 
 /// A model of a species with random weights.
@@ -220,6 +286,7 @@ fn bytes(species: Species, tensors: &[Tensor]) -> Vec<u8> {
         ("attention.key_length", Number(16)),
         ("attention.value_length", Number(16)),
         ("attention.layer_norm_rms_epsilon", Float(1e-5)),
+        ("attention.layer_norm_epsilon", Float(1e-5)),
         ("feed_forward_length", Number(96)),
         ("context_length", Number(4096)),
         ("vocab_size", Number(VOCABULARY as u32)),

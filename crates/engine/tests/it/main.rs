@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 mod allocations;
 mod batches;
+mod encoders;
 mod families_page;
 mod generation;
 mod gguf_files;

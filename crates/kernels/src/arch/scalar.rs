@@ -50,6 +50,7 @@ pub(crate) static TABLE: Table = Table {
     center_scale,
     silu_mul,
     gelu_mul,
+    exact_gelu_mul,
     clamped_swiglu,
     add_scaled,
     add_product,

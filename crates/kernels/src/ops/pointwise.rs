@@ -98,6 +98,26 @@ pub fn gate(context: Context<'_>, function: ActivationFunction, gate: &mut Rows,
     for_each_token(context, tokens, &|t| unsafe { mul(gate.row(t), up.row(t)) });
 }
 
+/// `function(x)` of every element, where there is no gate.
+pub fn apply(context: Context<'_>, function: ActivationFunction, x: &mut Rows) {
+    let (tokens, ones) = (x.count(), vec![1.0; x.cols()]);
+    let x = x.shared();
+    let mul = context.table.gate_mul(function);
+    // SAFETY: each token's row is touched once; the table proves the instruction set.
+    for_each_token(context, tokens, &|t| unsafe { mul(x.row(t), &ones) });
+}
+
+/// Adds one row to all.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn add_row(context: Context<'_>, x: &mut Rows, y: &[f32]) {
+    let tokens = x.count();
+    let x = x.shared();
+    // SAFETY: each token's row is touched once; the table proves the instruction set.
+    for_each_token(context, tokens, &|t| unsafe { (context.table.add_scaled)(x.row(t), y, 1.0) });
+}
+
 /// `x * sigmoid(x)` of every element.
 pub fn silu(context: Context<'_>, x: &mut Rows) {
     let tokens = x.count();

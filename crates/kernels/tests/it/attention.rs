@@ -18,6 +18,7 @@ struct Case {
     mask: Mask,
     soft_cap: Option<f32>,
     sinks: bool,
+    slopes: bool,
 }
 
 /// Causal, and with nothing special.
@@ -31,6 +32,7 @@ const PLAIN: Case = Case {
     mask: Mask::Causal,
     soft_cap: None,
     sinks: false,
+    slopes: false,
 };
 
 impl Case {
@@ -41,6 +43,10 @@ impl Case {
 
     fn all_sinks(&self) -> Option<Vec<f32>> {
         self.sinks.then(|| (0..self.heads * self.group).map(|h| h as f32 * 0.5 - 1.0).collect())
+    }
+
+    fn all_slopes(&self) -> Option<Vec<f32>> {
+        self.slopes.then(|| (0..self.heads * self.group).map(|h| 0.5f32.powi(h as i32 + 1)).collect())
     }
 
     fn scale(&self) -> f32 {
@@ -72,8 +78,14 @@ fn run(context: Context<'_>, case: &Case, chunks: &[usize], pages: &[u32]) -> Ve
     let mut layer = KvLayer::new(case.shape(16));
     let [q, k, v] = random_input(case);
     let sinks = case.all_sinks();
-    let scoring =
-        Scoring { scale: case.scale(), soft_cap: case.soft_cap, mask: case.mask, sinks: sinks.as_deref() };
+    let slopes = case.all_slopes();
+    let scoring = Scoring {
+        scale: case.scale(),
+        soft_cap: case.soft_cap,
+        mask: case.mask,
+        sinks: sinks.as_deref(),
+        slopes: slopes.as_deref(),
+    };
     let mut result = Vec::new();
     let mut position = 0;
     for &tokens in chunks {
@@ -131,7 +143,7 @@ fn exact(case: &Case) -> Vec<Vec<f64>> {
     };
     let k: Vec<_> = (0..case.tokens).map(|t| heads(&k, case.dim, t)).collect();
     let v: Vec<_> = (0..case.tokens).map(|t| heads(&v, case.value_dim, t)).collect();
-    let sinks = case.all_sinks();
+    let (sinks, slopes) = (case.all_sinks(), case.all_slopes());
     (0..case.tokens)
         .map(|t| {
             let mut out = Vec::new();
@@ -146,7 +158,9 @@ fn exact(case: &Case) -> Vec<Vec<f64>> {
                 let score = |&p: &usize| {
                     let score = q.iter().zip(&k[p][kv_head]).map(|(q, k)| q * k).sum::<f64>();
                     let cap = case.soft_cap.map(f64::from);
-                    cap.map_or(score, |cap| cap * (score / cap).tanh())
+                    let score = cap.map_or(score, |cap| cap * (score / cap).tanh());
+                    let slope = slopes.as_ref().map_or(0.0, |slopes| f64::from(slopes[h]));
+                    score - slope * p.abs_diff(t) as f64
                 };
                 let weights: Vec<f64> = seen.iter().map(|p| score(p).exp()).collect();
                 let sink = sinks.as_ref().map_or(0.0, |sinks| f64::from(sinks[h]).exp());
@@ -174,6 +188,8 @@ fn attention_matches_double_precision() {
         Case { heads: 2, tokens: 140, mask: Mask::Window(1), sinks: true, ..PLAIN },
         Case { group: 4, tokens: 90, soft_cap: Some(1.5), sinks: true, ..PLAIN },
         Case { group: 2, tokens: 150, mask: Mask::Everything, ..PLAIN },
+        Case { heads: 2, group: 2, tokens: 170, mask: Mask::Everything, slopes: true, ..PLAIN },
+        Case { group: 2, tokens: 150, slopes: true, sinks: true, ..PLAIN },
         Case { group: 2, tokens: 300, mask: Mask::Around(130), soft_cap: Some(2.0), ..PLAIN },
     ];
     // The longest in halves only: an emulator takes its time.

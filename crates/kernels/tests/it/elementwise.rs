@@ -83,12 +83,28 @@ fn gates_caps_and_sums_match_double_precision() {
         let gelu = |x: f64| {
             x / 2.0 * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
         };
+        // The error function by Simpson's rule.
+        let erf = |x: f64| {
+            let (steps, end) = (400, x.abs().min(6.0));
+            let width = end / f64::from(steps);
+            let term = |i: i32| {
+                let weight = if i == 0 || i == steps { 1.0 } else { f64::from(2 + 2 * (i % 2)) };
+                weight * (-(f64::from(i) * width).powi(2)).exp()
+            };
+            let sum: f64 = (0..=steps).map(term).sum();
+            x.signum() * sum * width / 3.0 * std::f64::consts::FRAC_2_SQRT_PI
+        };
+        let exact_gelu = |x: f64| x / 2.0 * (1.0 + erf(x / std::f64::consts::SQRT_2));
+        let mut exact = x.clone();
+        ops::apply(context, ActivationFunction::ExactGelu, &mut exact);
+        check("GELU without a gate", &exact, &|x, _| exact_gelu(x));
         for (function, want) in [
             (
                 ActivationFunction::Silu,
                 &(|x: f64, y: f64| x / (1.0 + (-x).exp()) * y) as &dyn Fn(f64, f64) -> f64,
             ),
             (ActivationFunction::Gelu, &move |x, y| gelu(x) * y),
+            (ActivationFunction::ExactGelu, &move |x, y| exact_gelu(x) * y),
             (ActivationFunction::ClampedSwiglu, &|x: f64, y: f64| {
                 let x = x.min(7.0);
                 x / (1.0 + (-1.702 * x).exp()) * (y.clamp(-7.0, 7.0) + 1.0)
@@ -106,6 +122,9 @@ fn gates_caps_and_sums_match_double_precision() {
         check("sum", &sum, &|x, y| x + 0.5 * y);
         ops::scale(context, &mut sum, 2.0);
         check("scale", &sum, &|x, y| 2.0 * x + y);
+        let mut moved = x.clone();
+        ops::add_row(context, &mut moved, y.row(3));
+        assert!((0..9).all(|t| (0..cols).all(|c| moved.row(t)[c] == x.row(t)[c] + y.row(3)[c])));
         let terms: Vec<(u32, f32)> = (0..9).flat_map(|t| [(t, 2.0), (8 - t, 0.25)]).collect();
         let mut mixed = Rows::new(9, cols);
         ops::weighted_sums(context, &x, &terms, 2, &mut mixed);

@@ -34,7 +34,7 @@ impl CompletionRequest {
             options: Options::read(&fields, limits)?,
             logprobs: options::alternatives(&fields, "logprobs")?,
             echo: fields.boolean("echo")?.unwrap_or(false),
-            prompts: prompts(&fields, limits)?,
+            prompts: prompts(&fields, "prompt", limits.prompts_max, limits)?,
         };
         request.options.check_generations(request.prompts.len(), limits)?;
         if fields.string("suffix")?.is_some_and(|suffix| !suffix.is_empty()) {
@@ -51,36 +51,42 @@ impl CompletionRequest {
     }
 }
 
-fn prompts(fields: &Fields<'_>, limits: &Limits) -> Result<Vec<Prompt>, ApiError> {
-    match fields.text("prompt").map(kind_of) {
-        None => Err(ApiError::field("prompt", "is missing")),
-        Some(Kind::String) => Ok(fields.string("prompt")?.into_iter().map(Prompt::Text).collect()),
-        Some(Kind::Array) => from_array(fields, limits),
-        Some(found) => Err(wrong_kind("prompt", &[Kind::String, Kind::Array], found)),
+/// The field `name`: a text, texts, tokens, or lists of tokens, at most `max` of them.
+pub(crate) fn prompts(
+    fields: &Fields<'_>,
+    name: &str,
+    max: usize,
+    limits: &Limits,
+) -> Result<Vec<Prompt>, ApiError> {
+    match fields.text(name).map(kind_of) {
+        None => Err(ApiError::field(name, "is missing")),
+        Some(Kind::String) => Ok(fields.string(name)?.into_iter().map(Prompt::Text).collect()),
+        Some(Kind::Array) => from_array(fields, name, max, limits),
+        Some(found) => Err(wrong_kind(name, &[Kind::String, Kind::Array], found)),
     }
 }
 
 /// Texts, tokens, or lists of tokens, told apart by the first element.
-fn from_array(fields: &Fields<'_>, limits: &Limits) -> Result<Vec<Prompt>, ApiError> {
-    let first = fields.text("prompt").map_or("", |text| text[1..].trim_ascii_start());
+fn from_array(fields: &Fields<'_>, name: &str, max: usize, limits: &Limits) -> Result<Vec<Prompt>, ApiError> {
+    let first = fields.text(name).map_or("", |text| text[1..].trim_ascii_start());
     let prompts = match kind_of(first) {
         Kind::String => {
-            let texts = fields.list("prompt", limits.prompts_max)?.unwrap_or_default();
+            let texts = fields.list(name, max)?.unwrap_or_default();
             texts.into_iter().map(Prompt::Text).collect()
         }
         Kind::Array => {
-            let lists: Vec<Vec<TokenId>> = fields.list("prompt", limits.prompts_max)?.unwrap_or_default();
+            let lists: Vec<Vec<TokenId>> = fields.list(name, max)?.unwrap_or_default();
             lists.into_iter().map(Prompt::Tokens).collect()
         }
         _ if first.starts_with(']') => Vec::new(),
-        _ => vec![Prompt::Tokens(fields.list("prompt", limits.tokens_max)?.unwrap_or_default())],
+        _ => vec![Prompt::Tokens(fields.list(name, limits.tokens_max)?.unwrap_or_default())],
     };
     let tokens: usize = prompts.iter().map(Prompt::given_tokens).sum();
     if prompts.is_empty() {
-        return Err(ApiError::field("prompt", "must have at least one element"));
+        return Err(ApiError::field(name, "must have at least one element"));
     }
     if tokens > limits.tokens_max {
-        return Err(ApiError::field("prompt", format!("has more than {} tokens", limits.tokens_max)));
+        return Err(ApiError::field(name, format!("has more than {} tokens", limits.tokens_max)));
     }
     Ok(prompts)
 }

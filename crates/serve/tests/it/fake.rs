@@ -5,15 +5,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use engine::model::{Purpose, Text};
 use engine::request::{
     Event, FinishReason, Finished, Refused, Request, Sink, Stats, Ticket, Timing, Token, TokenId,
     TokenLogprob, Usage,
 };
+use engine::{Encoded, EncodedSink};
 use serve::{Backend, Card, Chat, EncodeOptions, TemplateError};
 
 /// The special tokens, numbered from 256; the first begins every prompt.
 const SPECIAL: [&str; 3] = ["<s>", "</s>", "<|turn|>"];
 const FIRST_WORD: TokenId = 300;
+
+/// Elements of a text's vector: its tokens, where its second text begins, its first token and its last.
+const EMBEDDING_LEN: usize = 4;
 
 /// Who makes the steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +37,7 @@ pub(crate) struct Script {
     pub(crate) waiting_max: usize,
     /// The reply is that of the first keyword found in the prompt; the last needs none.
     pub(crate) replies: &'static [(&'static str, &'static str)],
+    pub(crate) purpose: Purpose,
 }
 
 impl Default for Script {
@@ -42,6 +48,7 @@ impl Default for Script {
             running_max: 64,
             waiting_max: 64,
             replies: &[("", "The sea is calm tonight.")],
+            purpose: Purpose::Generates,
         }
     }
 }
@@ -83,6 +90,8 @@ impl Fake {
         let card = Card {
             id: "shore/dunlin-1b".into(),
             aliases: vec!["dunlin".into()],
+            purpose: script.purpose,
+            embedding_len: (script.purpose == Purpose::Embeds).then_some(EMBEDDING_LEN),
             created: 1_700_000_000,
             context_tokens: 512,
             context_tokens_trained: 4096,
@@ -347,6 +356,30 @@ impl Backend for Fake {
             text.push_str("<|turn|>assistant\n");
         }
         Ok(text)
+    }
+
+    fn pair(&self, query: &str, document: &str) -> Text {
+        let mut tokens = self.encode(query, EncodeOptions { add_special: true, parse_special: false });
+        let second = tokens.len();
+        tokens.extend(self.encode(document, EncodeOptions { add_special: false, parse_special: false }));
+        Text { tokens, second }
+    }
+
+    fn submit_texts(&self, texts: Vec<Text>, sink: EncodedSink) -> Result<Ticket, Refused> {
+        let context_tokens = self.card.context_tokens;
+        if let Some(long) = texts.iter().find(|text| text.tokens.len() > context_tokens) {
+            return Err(Refused::PromptTooLong { prompt_tokens: long.tokens.len(), context_tokens });
+        }
+        let ends = |text: &Text| [text.tokens[0] as f32, text.tokens[text.tokens.len() - 1] as f32];
+        let row = |text: &Text| match self.card.purpose {
+            // A document's score is its first byte.
+            Purpose::Scores => vec![text.tokens[text.second] as f32],
+            _ => [text.tokens.len() as f32, text.second as f32].into_iter().chain(ends(text)).collect(),
+        };
+        let rows = texts.iter().map(row).collect();
+        let tokens = texts.iter().map(|text| text.tokens.len()).sum();
+        sink(Some(Encoded { rows, tokens, queue: Duration::ZERO, compute: Duration::ZERO }));
+        Ok(Ticket::new().0)
     }
 
     fn submit(&self, request: Request, sink: Sink) -> Result<Ticket, Refused> {

@@ -4,6 +4,7 @@ mod allocations;
 mod answers;
 mod client;
 mod drain;
+mod encoding;
 mod fake;
 mod leaving;
 mod limits;

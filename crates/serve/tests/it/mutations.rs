@@ -1,7 +1,10 @@
 //! Damaged requests: nothing panics, nothing takes more memory than stated, and the server goes on.
 
+use engine::model::Purpose;
 use serve::chat::ChatRequest;
 use serve::completions::CompletionRequest;
+use serve::embeddings::EmbeddingRequest;
+use serve::rerank::RerankRequest;
 use serve::{Limits, parse_bytes_max};
 
 use crate::allocations::peak;
@@ -20,6 +23,8 @@ const EXAMPLES: &[&str] = &[
     r#"{"prompt":["a","b"],"echo":true,"n":2,"best_of":2,"ignore_eos":true,"max_tokens":3,"user":"u","metadata":{"k":"v"}}"#,
     r#"{"prompt":[[1,2,3],[4,5]],"stream":true,"suffix":null,"logit_bias":[[1,-1],[2,false]],"max_tokens":4}"#,
     r#"{"prompt":[72,101,108,108,111],"max_completion_tokens":2,"stop":"x","seed":-7}"#,
+    r#"{"input":["a text","another"],"model":"dunlin","encoding_format":"base64","dimensions":3,"user":"u"}"#,
+    r#"{"query":"which?","documents":["this","that",{"text":"neither"}],"top_n":2,"return_documents":true}"#,
 ];
 
 /// What is put in place of a value.
@@ -119,7 +124,7 @@ fn repeat_list(body: &mut Vec<u8>, at: usize, count: usize) {
     replace_value(body, at, list.as_bytes());
 }
 
-/// Reads a body both ways, each within the stated memory. Returns how many ways it was valid.
+/// Reads a body in all ways, each within the stated memory. Returns how many ways it was valid.
 #[track_caller]
 fn read(body: &[u8], limits: &Limits) -> usize {
     let allowed = parse_bytes_max(body.len(), limits);
@@ -127,7 +132,11 @@ fn read(body: &[u8], limits: &Limits) -> usize {
     assert!(used <= allowed, "chat: {used} bytes for {}, where {allowed} are stated", body.len());
     let (text, used) = peak(|| CompletionRequest::read(body, limits).is_ok());
     assert!(used <= allowed, "text: {used} bytes for {}, where {allowed} are stated", body.len());
-    usize::from(chat) + usize::from(text)
+    let (embed, used) = peak(|| EmbeddingRequest::read(body, limits).is_ok());
+    assert!(used <= allowed, "embed: {used} bytes for {}, where {allowed} are stated", body.len());
+    let (rank, used) = peak(|| RerankRequest::read(body, limits).is_ok());
+    assert!(used <= allowed, "rank: {used} bytes for {}, where {allowed} are stated", body.len());
+    [chat, text, embed, rank].into_iter().map(usize::from).sum()
 }
 
 #[test]
@@ -161,7 +170,17 @@ fn large_bodies_stay_within_bounds() {
         ("[", 1_000_000),
     ] {
         let list = format!("[{}0]", unit.repeat(count));
-        for field in ["messages", "tools", "prompt", "stop", "logit_bias", "unknown", "response_format"] {
+        for field in [
+            "messages",
+            "tools",
+            "prompt",
+            "stop",
+            "logit_bias",
+            "unknown",
+            "response_format",
+            "input",
+            "documents",
+        ] {
             read(format!("{{\"{field}\":{list}}}").as_bytes(), &limits);
         }
     }
@@ -189,14 +208,20 @@ fn large_bodies_stay_within_bounds() {
 
 #[tokio::test]
 async fn damaged_bodies_through_the_server() {
-    let running = start(Script { running_max: 1000, ..Script::default() }).await;
+    let paths = ["/v1/chat/completions", "/v1/completions", "/tokenize", "/apply-template"];
+    go_through_the_server(Purpose::Generates, &paths).await;
+    go_through_the_server(Purpose::Embeds, &["/v1/embeddings"]).await;
+    go_through_the_server(Purpose::Scores, &["/v1/rerank"]).await;
+}
+
+async fn go_through_the_server(purpose: Purpose, paths: &[&str]) {
+    let running = start(Script { running_max: 1000, purpose, ..Script::default() }).await;
     let mut random = Random(SEED);
     let mut client = running.connect().await;
     let mut seen = std::collections::BTreeMap::new();
     for number in 0..THROUGH_THE_SERVER {
         let body = mutate(&mut random);
-        let path =
-            ["/v1/chat/completions", "/v1/completions", "/tokenize", "/apply-template"][random.below(4)];
+        let path = random.of(paths);
         let response = client.post(path, &body).await;
         let status = response.status;
         assert!(
@@ -206,6 +231,6 @@ async fn damaged_bodies_through_the_server() {
         );
         *seen.entry(status).or_insert(0) += 1;
     }
-    assert!(seen[&200] > 50 && seen[&400] > 50, "{seen:?}");
+    assert!(seen[&200] > 10 && seen[&400] > 50, "{seen:?}");
     assert_eq!(client.send("GET", "/health", &[], b"").await.status, 200);
 }

@@ -44,7 +44,7 @@ async fn models() {
         "id": "shore/dunlin-1b", "object": "model", "created": 1_700_000_000, "owned_by": "dunlin", "aliases": ["dunlin"],
         "meta": {
             "n_ctx": 512, "n_ctx_train": 4096, "n_vocab": 1000, "n_params": 1_000_000_000, "size": 800_000_000,
-            "quantization": "Q4_0",
+            "quantization": "Q4_0", "purpose": "generation",
         },
     });
     assert_eq!(running.get("/v1/models").await.json(), json!({"object": "list", "data": [model]}));

@@ -69,6 +69,7 @@ impl Session {
     pub(super) fn new(plan: Plan, args: &RunArgs) -> Result<Self, CliError> {
         let card = Card { id: plan.source.id(), ..Card::default() };
         // An answer from weights that are not packed takes longer than packing them: every token would pack them all.
+        plan.check_generates()?;
         let engine = plan.load(Packing::First, &mut |_| {})?;
         let template = engine.model().template();
         if let (Some(Err(broken)), false) = (&template, args.raw) {

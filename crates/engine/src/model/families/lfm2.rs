@@ -48,7 +48,7 @@ fn convolutions(keys: &Keys<'_>, family: &'static Family) -> Result<Config, Mode
     let convolution =
         |_, kv_heads| (kv_heads == 0).then_some(Mixer::ShortConvolution(ShortConvolution { taps }));
     let mut config = Config::hybrid(keys, family, Pairing::Halves, convolution)?;
-    config.output_norm = "token_embd_norm";
+    config.output_norm = Some("token_embd_norm");
     config.attention_mut().for_each(|(_, attention)| attention.head_norms = HeadNorms::Each);
     config.ropes = config.ropes.into_iter().map(|rope| rope.without_factors()).collect();
     Ok(config)

@@ -19,7 +19,14 @@ impl Forward<'_> {
         kept: Option<&Outputs<'b>>,
         kv: &mut KvLayer,
     ) {
+        let context = self.context();
         self.project(weights, layer, config, parts);
+        if let Some((query, key)) = &parts.layer_norms {
+            for (norm, rows) in [(query, &mut self.queries), (key, &mut self.keys)] {
+                let cols = 0..rows.cols();
+                ops::norm_columns(context, rows, cols, norm.get());
+            }
+        }
         let norms = parts.head_norms.as_ref().map(|(query, key)| HeadNorms {
             query,
             key,
@@ -32,14 +39,15 @@ impl Forward<'_> {
             soft_cap: config.soft_cap,
             mask: config.mask,
             sinks: parts.sinks.as_deref(),
+            slopes: config.slopes.as_deref(),
         };
         self.attended.reset(self.queries.count(), self.queries.cols());
-        attend(self.context(), kv, &self.queries, scoring, &tokens.chunks, &mut self.attended);
+        attend(context, kv, &self.queries, scoring, &tokens.chunks, &mut self.attended);
         if config.gated {
             if let Some(Outputs { rows, .. }) = kept {
                 self.gate.keep(rows);
             }
-            ops::sigmoid_mul(self.context(), &mut self.attended, &self.gate);
+            ops::sigmoid_mul(context, &mut self.attended, &self.gate);
         }
     }
 

@@ -3,7 +3,7 @@
 use super::Forward;
 use crate::model::config;
 use crate::model::weights::{self, Dense, Norm, Weights};
-use kernels::ops::{self, ActivationFunction, Gated, kinds_for, multiply_gated};
+use kernels::ops::{self, ActivationFunction, Gated, Product, kinds_for, multiply_gated};
 
 impl Forward<'_> {
     /// The feed-forward part of a layer, added to the residual stream; `norm` is of what it works on.
@@ -21,6 +21,16 @@ impl Forward<'_> {
                 self.activate_stream(norm, kinds);
                 self.gate(weights, dense, function);
                 self.add_product(weights, &dense.down, layer.fed_forward_norm.as_ref());
+            }
+            (&config::FeedForward::Dense { function, .. }, weights::FeedForward::Ungated(ungated)) => {
+                let (up, down) = (weights.affine(&ungated.up), weights.matrix(&ungated.down));
+                self.activate_stream(norm, kinds_for([up.matrix]));
+                let context = self.context();
+                self.up.reset(self.activations.tokens(), up.matrix.rows());
+                ops::multiply(context, &self.activations, &mut [Product::new(up, &mut self.up)]);
+                ops::apply(context, function, &mut self.up);
+                ops::activate(context, &self.up, kinds_for([down]), &mut self.activations);
+                self.add_product(weights, &ungated.down, layer.fed_forward_norm.as_ref());
             }
             (config::FeedForward::Experts(config), weights::FeedForward::Experts(experts)) => {
                 self.norm_stream(norm);
