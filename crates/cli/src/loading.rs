@@ -372,7 +372,7 @@ mod tests {
             packed_bytes: GIB,
             bytes_per_token: GIB,
             kv_layers: vec![KvHeads { heads: 8, key_dim: 64, value_dim: 64 }; 16],
-            state_bytes: 0,
+            ..Outline::default()
         }
     }
 

@@ -202,9 +202,9 @@ pub(crate) struct Attention {
 
 /// Queries are multiplied by `1 + scale * ln(1 + floor(position / tokens))`, as in Llama 4.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Temperature {
-    pub(crate) scale: f32,
-    pub(crate) tokens: f32,
+pub struct Temperature {
+    pub scale: f32,
+    pub tokens: f32,
 }
 
 impl Temperature {
@@ -215,7 +215,7 @@ impl Temperature {
 
 /// Norms of queries and keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum HeadNorms {
+pub enum HeadNorms {
     None,
     /// Of each head.
     Each,
@@ -269,7 +269,7 @@ pub(crate) struct Router {
 
 /// What the router's scores become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Probabilities {
+pub enum Probabilities {
     Softmax,
     Sigmoid,
     /// A softmax over those that were chosen by their scores.
@@ -293,9 +293,9 @@ impl Probabilities {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Groups {
-    pub(crate) count: usize,
-    pub(crate) used: usize,
+pub struct Groups {
+    pub count: usize,
+    pub used: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
