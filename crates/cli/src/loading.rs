@@ -222,10 +222,6 @@ struct Needs {
 
 impl Needs {
     fn new(outline: &Outline, config: &EngineConfig) -> Self {
-        if outline.purpose != Purpose::Generates {
-            // Keys and values of one layer at a time are among what it works with.
-            return Self { weight_bytes: outline.packed_bytes, kv_bytes: 0 };
-        }
         let pages = outline.kv_bytes(config.kv_format, config.cache_tokens()) - outline.state_bytes;
         let kv_bytes = pages.saturating_add(outline.state_bytes.saturating_mul(states(config)));
         Self { weight_bytes: outline.packed_bytes, kv_bytes }
@@ -396,7 +392,7 @@ mod tests {
             packed_bytes: GIB,
             bytes_per_token: GIB,
             kv_layers: vec![KvHeads { heads: 8, key_dim: 64, value_dim: 64 }; 16],
-            state_bytes: 0,
+            ..Outline::default()
         }
     }
 

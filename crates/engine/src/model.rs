@@ -8,10 +8,11 @@ mod config;
 pub mod families;
 mod forward;
 mod keys;
-mod outline;
+pub mod outline;
 pub mod packed;
 mod rope;
 mod store;
+mod tensors;
 mod weights;
 
 pub use forward::{Batch, Forward, SequenceStep, Text};

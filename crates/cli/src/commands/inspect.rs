@@ -1,4 +1,4 @@
-//! `dunlin inspect`: what a model is, and what it takes to run it here. Nothing is packed.
+//! `dunlin inspect`: what a model is made of, and what it takes to run it here. Nothing is packed.
 
 mod facts;
 mod print;
@@ -14,16 +14,18 @@ use kernels::{Pool, bandwidth};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Show what a model is, whether it is supported, and what it takes to run it on this machine.
+/// Explain a model: what it is made of, whether it is supported, and what it takes to run it on this machine.
 ///
 /// The speed is an estimate: reading memory bounds how fast tokens come, so the bandwidth is measured here and divided by
-/// the bytes that one token reads.
+/// the bytes that one token reads, of weights and, late in a conversation, of keys and values.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   dunlin inspect model.gguf
   dunlin inspect model.gguf --tensors
-  dunlin inspect model.gguf --json | jq .memory")]
+  dunlin inspect model.gguf --ctx-size 32768
+  dunlin inspect model.gguf --json | jq .memory
+  dunlin inspect model.gguf --json | jq -r .model.layers.pattern")]
 pub(crate) struct InspectArgs {
     /// A GGUF file; any part of a split one [default: the built-in model]
     model: Option<PathBuf>,
@@ -36,7 +38,7 @@ pub(crate) struct InspectArgs {
     #[arg(long)]
     tensors: bool,
 
-    /// Tokens of context to compute memory for [default: the model's, at most 4096]
+    /// Tokens of context to compute memory and speed for [default: the model's, at most 4096]
     #[arg(long, short, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
     ctx_size: Option<u32>,
 

@@ -73,6 +73,25 @@ pub(crate) enum Output {
     Score(Pooling, Classifier),
 }
 
+impl Output {
+    pub(crate) fn pooling(self) -> Option<Pooling> {
+        match self {
+            Output::Logits => None,
+            Output::Embedding(pooling) | Output::Score(pooling, _) => Some(pooling),
+        }
+    }
+}
+
+impl Pooling {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Pooling::Mean => "mean of all tokens",
+            Pooling::First => "first token",
+            Pooling::Last => "last token",
+        }
+    }
+}
+
 /// How the vectors of all tokens become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pooling {
@@ -263,9 +282,9 @@ pub(crate) struct Attention {
 
 /// Queries are multiplied by `1 + scale * ln(1 + floor(position / tokens))`, as in Llama 4.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Temperature {
-    pub(crate) scale: f32,
-    pub(crate) tokens: f32,
+pub struct Temperature {
+    pub scale: f32,
+    pub tokens: f32,
 }
 
 impl Temperature {
@@ -276,7 +295,7 @@ impl Temperature {
 
 /// Norms of queries and keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum HeadNorms {
+pub enum HeadNorms {
     None,
     /// Of each head.
     Each,
@@ -333,7 +352,7 @@ pub(crate) struct Router {
 
 /// What the router's scores become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Probabilities {
+pub enum Probabilities {
     Softmax,
     Sigmoid,
     /// A softmax over those that were chosen by their scores.
@@ -357,9 +376,9 @@ impl Probabilities {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Groups {
-    pub(crate) count: usize,
-    pub(crate) used: usize,
+pub struct Groups {
+    pub count: usize,
+    pub used: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -488,9 +507,12 @@ impl Config {
     /// What comes of a text: logits, unless the file or the family asks for one vector of the whole.
     fn read_output(&mut self, keys: &Keys<'_>) -> Result<(), ModelError> {
         const KEY: &str = "pooling_type";
+        /// What llama.cpp writes where nothing was said: -1.
+        const UNSPECIFIED: u64 = u32::MAX as u64;
         let causal = keys.flag("attention.causal", self.output == Output::Logits)?;
-        let pooling = match (keys.optional(KEY)?, self.output) {
-            (None, Output::Logits) if causal => return Ok(()),
+        let asked = keys.optional(KEY)?.filter(|&pooling| pooling != UNSPECIFIED);
+        let pooling = match (asked, self.output) {
+            (None | Some(0), Output::Logits) if causal => return Ok(()),
             (None, Output::Embedding(pooling) | Output::Score(pooling, _)) => pooling,
             (None, Output::Logits) => Pooling::Mean,
             (Some(1), _) => Pooling::Mean,

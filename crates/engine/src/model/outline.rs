@@ -1,15 +1,32 @@
-//! What a model is and what it takes, known from its header: nothing is packed and no weight is read.
+//! What a model is and what it takes, known from its header: nothing is packed and no matrix is read.
 
-use super::config::Config;
-use super::{ModelError, Purpose, weights};
+pub mod layers;
+mod pattern;
+mod remarks;
+
+use super::config::{Config, Pooling};
+use super::tensors::Tensors;
+use super::weights::{self, Plan};
+use super::{ModelError, Purpose};
 use crate::gguf::Gguf;
 use kernels::attention::{KvFormat, KvShape, PAGE};
+use layers::{Layer, Rope};
+use std::collections::{BTreeMap, HashMap};
 
-/// The size of a model of a known family whose matrices are all there, in formats that are known.
-#[derive(Clone, Debug, PartialEq, Eq)]
+pub use super::tensors::Part;
+pub use pattern::{Group, Pattern, Run};
+
+/// What is to say of a model of a known family whose matrices are all there, in formats that are known.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outline {
     pub family: &'static str,
+    /// The models that people know the family by.
+    pub models: &'static str,
     pub purpose: Purpose,
+    /// How the vectors of all tokens become one, where they do.
+    pub pooling: Option<&'static str>,
+    /// Whether each position has an embedding of its own.
+    pub learned_positions: bool,
     pub layers: usize,
     /// Elements of the residual stream.
     pub width: usize,
@@ -30,6 +47,38 @@ pub struct Outline {
     pub kv_layers: Vec<KvHeads>,
     /// Bytes that all other layers keep of a sequence, however long it is.
     pub state_bytes: u64,
+    /// What each layer is made of.
+    pub each_layer: Vec<Layer>,
+    /// Rotary embeddings, which layers name by their place here.
+    pub ropes: Vec<Rope>,
+    /// Whether the embedding is the output matrix, too.
+    pub output_is_tied: bool,
+    /// What the file's tensors are for.
+    pub parts: Vec<PartSize>,
+    pub unread: Unread,
+    /// What sets the model apart from others, in short sentences.
+    pub remarks: Vec<String>,
+}
+
+/// All tensors of one part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartSize {
+    pub part: Part,
+    pub tensors: usize,
+    pub parameters: u64,
+    /// Of those, how many a token goes through: of experts, those that it is sent to.
+    pub active_parameters: u64,
+    /// In the file.
+    pub bytes: u64,
+}
+
+/// Tensors in the file that the engine does not read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unread {
+    /// Whether some of them predict tokens after the next one.
+    pub predicts_further: bool,
+    /// The names of all others.
+    pub others: Vec<String>,
 }
 
 /// The keys and values of one token in one layer.
@@ -41,6 +90,11 @@ pub struct KvHeads {
 }
 
 impl KvHeads {
+    /// Bytes of one token.
+    pub fn bytes_per_token(self, format: KvFormat) -> u64 {
+        self.shape(format, 1).page_bytes() as u64 / PAGE as u64
+    }
+
     /// A cache of `pages` pages.
     pub(crate) fn shape(self, format: KvFormat, pages: usize) -> KvShape {
         let KvHeads { heads, key_dim, value_dim } = self;
@@ -59,14 +113,27 @@ impl Outline {
     /// If the model is of a kind that is not known, or not whole.
     pub fn read(gguf: &Gguf) -> Result<Outline, ModelError> {
         let config = Config::read(gguf)?;
-        let (plan, _) = weights::plan(gguf, &config)?;
+        let tensors = Tensors::of(gguf);
+        let (plan, _) = weights::plan_from(&tensors, &config)?;
+        let each_layer: Vec<Layer> = config.layers.iter().map(|layer| Layer::of(layer, &config)).collect();
         let most = |part: fn((usize, usize, usize)) -> usize| {
             config.layers.iter().filter_map(|layer| layer.mixer.heads()).map(part).max().unwrap_or(0)
         };
-        let feed_forward = config.layers.iter().filter_map(|layer| layer.feed_forward.width());
+        let feed_forward = each_layer.iter().map(|layer| layer.feed_forward.width());
+        let unread = unread(&tensors, config.layers.len());
+        // Rows of the embedding are read from the file; it is planned as a matrix where it makes logits, too.
+        let output_is_tied = plan.entries.iter().any(|entry| entry.tensor == "token_embd.weight");
+        let mut remarks = remarks::remarks(&config, &each_layer, &tensors);
+        if output_is_tied {
+            remarks.push("tied output matrix: it is the embedding's".to_owned());
+        }
+        remarks.extend(remarks::of_unread(&unread));
         Ok(Outline {
             family: config.family.name,
+            models: config.family.models,
             purpose: config.purpose(),
+            pooling: config.output.pooling().map(Pooling::name),
+            learned_positions: config.input.positions,
             layers: config.layers.len(),
             width: config.width,
             feed_forward: feed_forward.max().unwrap_or(0),
@@ -77,8 +144,14 @@ impl Outline {
             vocabulary: config.vocabulary,
             packed_bytes: plan.packed_bytes(),
             bytes_per_token: plan.bytes_per_token(),
-            kv_layers: config.kv_layers().collect(),
+            kv_layers: each_layer.iter().filter_map(|layer| layer.kept).collect(),
             state_bytes: config.state_bytes(),
+            ropes: layers::ropes(&config, gguf),
+            output_is_tied,
+            parts: parts(&tensors, &plan),
+            remarks,
+            unread,
+            each_layer,
         })
     }
 
@@ -86,4 +159,75 @@ impl Outline {
     pub fn kv_bytes(&self, format: KvFormat, tokens: usize) -> u64 {
         kv_bytes(self.kv_layers.iter().copied(), format, tokens).saturating_add(self.state_bytes)
     }
+
+    /// Bytes of keys and values of one token.
+    pub fn kv_bytes_per_token(&self, format: KvFormat) -> u64 {
+        self.kv_layers.iter().map(|layer| layer.bytes_per_token(format)).sum()
+    }
+
+    /// Bytes of keys and values that the last of `tokens` tokens reads: of layers with a window, those in it.
+    pub fn kv_bytes_read(&self, format: KvFormat, tokens: usize) -> u64 {
+        let of_layer = |layer: &Layer| {
+            let bytes = layer.kept.map_or(0, |kept| kept.bytes_per_token(format));
+            bytes.saturating_mul(layer.window().map_or(tokens, |window| tokens.min(window)) as u64)
+        };
+        self.each_layer.iter().map(of_layer).fold(0, u64::saturating_add)
+    }
+
+    /// Parameters of all tensors.
+    pub fn parameters(&self) -> u64 {
+        self.parts.iter().map(|part| part.parameters).fold(0, u64::saturating_add)
+    }
+
+    /// Parameters that a token goes through: all that are used but those of experts that it is not sent to.
+    pub fn active_parameters(&self) -> u64 {
+        self.parts.iter().map(|part| part.active_parameters).fold(0, u64::saturating_add)
+    }
+}
+
+/// The sizes of all parts that there are.
+fn parts(tensors: &Tensors<'_>, plan: &Plan) -> Vec<PartSize> {
+    // By the name without its ending, so that it holds for biases, too.
+    let used: HashMap<&str, (usize, usize)> =
+        plan.entries.iter().map(|entry| (stem(&entry.tensor), (entry.used, entry.parts))).collect();
+    let mut parts = BTreeMap::new();
+    for info in tensors.tensors() {
+        let part = tensors.part_of(&info.name);
+        let size = parts.entry(part).or_insert(PartSize {
+            part,
+            tensors: 0,
+            parameters: 0,
+            active_parameters: 0,
+            bytes: 0,
+        });
+        let parameters = info.elements();
+        let active = match used.get(stem(&info.name)) {
+            _ if part == Part::Unread => 0,
+            Some(&(used, parts)) => parameters / parts as u64 * used as u64,
+            None => parameters,
+        };
+        size.tensors += 1;
+        size.parameters = size.parameters.saturating_add(parameters);
+        size.active_parameters = size.active_parameters.saturating_add(active);
+        size.bytes = size.bytes.saturating_add(info.len_bytes());
+    }
+    parts.into_values().collect()
+}
+
+fn stem(tensor: &str) -> &str {
+    tensor.rsplit_once('.').map_or(tensor, |(stem, _)| stem)
+}
+
+/// Which tensors the engine does not read. Layers after the last that is computed predict further tokens.
+fn unread(tensors: &Tensors<'_>, layers: usize) -> Unread {
+    let mut unread = Unread::default();
+    for info in tensors.tensors().iter().filter(|info| tensors.part_of(&info.name) == Part::Unread) {
+        let layer = info.name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse().ok());
+        if info.name.contains(".nextn.") || layer.is_some_and(|layer: usize| layer >= layers) {
+            unread.predicts_further = true;
+        } else {
+            unread.others.push(info.name.clone());
+        }
+    }
+    unread
 }

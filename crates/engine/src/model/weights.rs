@@ -6,6 +6,7 @@
 
 use super::config::{self, BeforeFeedForward, Config, HeadNorms, Output, WIDTH_MAX};
 use super::rope::Factors;
+use super::tensors::{Part, Tensors};
 use super::{ModelError, format_of};
 use crate::gguf::{Gguf, TensorInfo};
 use kernels::format::Format;
@@ -322,19 +323,28 @@ impl Weights {
 
 /// Finds and checks every tensor of the model.
 pub(crate) fn plan(gguf: &Gguf, config: &Config) -> Result<(Plan, Parts), ModelError> {
+    plan_from(&Tensors::of(gguf), config)
+}
+
+/// The same, with a note in `gguf` of what was read for which part.
+pub(crate) fn plan_from(gguf: &Tensors<'_>, config: &Config) -> Result<(Plan, Parts), ModelError> {
     let mut walk = Walk { gguf, config, entries: Vec::new(), slices: Vec::new() };
     let layers = config.layers.iter().enumerate();
     let layers = layers.map(|(i, layer)| walk.layer(i, layer)).collect::<Result<_, _>>()?;
     let layer_entries = walk.entries.len();
+    gguf.reads_for(Part::Norms);
     let output_norm = config.output_norm.map(|name| walk.norm(name)).transpose()?;
+    gguf.reads_for(Part::Embedding);
     let input = walk.input()?;
+    gguf.reads_for(Part::Output);
     let head = walk.head()?;
+    gguf.reads_for(Part::Positions);
     let ropes = config.ropes.iter().map(|rope| rope_table(gguf, rope)).collect::<Result<_, _>>()?;
     let Walk { entries, slices, .. } = walk;
     Ok((Plan { entries, layer_entries }, Parts { input, layers, output_norm, head, ropes, slices }))
 }
 
-fn rope_table(gguf: &Gguf, rope: &super::rope::Rope) -> Result<RopeTable, ModelError> {
+fn rope_table(gguf: &Tensors<'_>, rope: &super::rope::Rope) -> Result<RopeTable, ModelError> {
     let factors = |name: &str| optional_floats(gguf, name, rope.dims / 2);
     let Factors::File { original_tokens } = rope.factors else {
         return Ok(RopeTable { short: rope.frequencies(None), long: None });
@@ -359,7 +369,7 @@ enum Scales {
 
 /// Finds one tensor after the other.
 struct Walk<'a> {
-    gguf: &'a Gguf,
+    gguf: &'a Tensors<'a>,
     config: &'a Config,
     entries: Vec<Entry>,
     slices: Vec<(usize, Range<usize>)>,
@@ -438,7 +448,9 @@ impl Walk<'_> {
             BeforeFeedForward::Norm(name) => Some(name),
             BeforeFeedForward::Nothing | BeforeFeedForward::Parallel => None,
         };
+        self.gguf.reads_for(Part::Norms);
         let mixer_norm = norm(self, layer.norms.mixer)?;
+        self.gguf.reads_for(Part::of_mixer(&layer.mixer));
         let mixer = match &layer.mixer {
             config::Mixer::Attention(attention) => Mixer::Attention(self.attention(&prefix, attention)?),
             config::Mixer::Latent(latent) => Mixer::Latent(self.latent(&prefix, latent)?),
@@ -448,12 +460,14 @@ impl Walk<'_> {
             config::Mixer::Mamba(mamba) => Mixer::Mamba(self.mamba(&prefix, *mamba)?),
             config::Mixer::DeltaNet(net) => Mixer::DeltaNet(self.delta_net(&prefix, *net)?),
         };
+        self.gguf.reads_for(Part::Norms);
         let mixed_norm = norm(self, layer.norms.mixed)?;
         let mixed_stream_norm = norm(self, layer.norms.mixed_stream)?;
         let feed_forward_norm = match layer.feed_forward {
             config::FeedForward::None => None,
             _ => norm(self, before_feed_forward)?,
         };
+        self.gguf.reads_for(Part::of_feed_forward(&layer.feed_forward));
         let feed_forward = match &layer.feed_forward {
             config::FeedForward::None => FeedForward::None,
             &config::FeedForward::Dense { width, gated: true, .. } => {
@@ -465,6 +479,7 @@ impl Walk<'_> {
             }),
             config::FeedForward::Experts(experts) => FeedForward::Experts(self.experts(&prefix, experts)?),
         };
+        self.gguf.reads_for(Part::Norms);
         let fed_forward_norm = norm(self, layer.norms.fed_forward)?;
         let fed_forward_stream_norm = norm(self, layer.norms.fed_forward_stream)?;
         Ok(Layer {
@@ -813,12 +828,13 @@ impl Walk<'_> {
     }
 }
 
-fn find<'a>(gguf: &'a Gguf, name: &str, wanted: &[u64]) -> Result<&'a TensorInfo, ModelError> {
+fn find<'a>(gguf: &'a Tensors<'_>, name: &str, wanted: &[u64]) -> Result<&'a TensorInfo, ModelError> {
     let tensor = gguf.tensor(name).ok_or_else(|| ModelError::MissingTensor { name: name.to_owned() })?;
     if trimmed(&tensor.info.shape) != trimmed(wanted) {
         let (found, wanted) = (tensor.info.shape.clone(), wanted.to_vec());
         return Err(ModelError::TensorShape { name: name.to_owned(), found, wanted });
     }
+    gguf.note(name);
     Ok(tensor.info)
 }
 
@@ -828,18 +844,18 @@ fn trimmed(shape: &[u64]) -> &[u64] {
     &shape[..dims]
 }
 
-fn optional_floats(gguf: &Gguf, name: &str, len: usize) -> Result<Option<Vec<f32>>, ModelError> {
+fn optional_floats(gguf: &Tensors<'_>, name: &str, len: usize) -> Result<Option<Vec<f32>>, ModelError> {
     if gguf.tensor(name).is_none() { Ok(None) } else { floats(gguf, name, len).map(Some) }
 }
 
 /// A vector of any format that is decoded to floats.
-fn floats(gguf: &Gguf, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
+fn floats(gguf: &Tensors<'_>, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
     let info = find(gguf, name, &[len as u64])?;
     decoded(gguf, info)
 }
 
 /// A number for each of `count` heads, as a row of them or a column.
-fn one_each(gguf: &Gguf, name: &str, count: usize) -> Result<Vec<f32>, ModelError> {
+fn one_each(gguf: &Tensors<'_>, name: &str, count: usize) -> Result<Vec<f32>, ModelError> {
     match find(gguf, name, &[1, count as u64]) {
         Ok(info) => decoded(gguf, info),
         Err(_) => floats(gguf, name, count),
@@ -848,7 +864,7 @@ fn one_each(gguf: &Gguf, name: &str, count: usize) -> Result<Vec<f32>, ModelErro
 
 /// `count` vectors of `len`, one after the other.
 fn optional_matrix_of_floats(
-    gguf: &Gguf,
+    gguf: &Tensors<'_>,
     name: &str,
     len: usize,
     count: usize,

@@ -159,9 +159,18 @@ fn vectors_of_states_and_of_tokens_are_refused() {
     let error = Model::from_gguf(hybrid, &OpenOptions::default(), &Pool::new(1), &mut |_| ());
     let expected = "one vector of a text from layers that keep states is not supported yet";
     assert_eq!(error.expect_err("refused").to_string(), expected);
+    let of_tokens = grown::header(grown::TOKEN_ENCODER);
+    let error = Model::from_gguf(of_tokens, &OpenOptions::default(), &Pool::new(1), &mut |_| ());
+    let expected = "a vector for each token instead of one for a text is not supported yet";
+    assert_eq!(error.expect_err("refused").to_string(), expected);
     let mut tiny = Tiny::new(LLAMA);
+    // Nothing is pooled, or nothing was said: what is made is text.
+    for pooling in [0, u32::MAX] {
+        tiny.set("llama.pooling_type", Value::U32(pooling));
+        let model = Model::from_gguf(tiny.gguf(), &OpenOptions::default(), &Pool::new(1), &mut |_| ());
+        assert_eq!(model.expect("a sound model").purpose(), Purpose::Generates);
+    }
     for (pooling, expected) in [
-        (0, "a vector for each token instead of one for a text is not supported yet"),
         (4, "tensor \"cls.output.weight\" is missing"),
         (9, "metadata key \"llama.pooling_type\" is 9; it must be 1 (mean), 2 (first), 3 (last) or 4 (rank)"),
     ] {

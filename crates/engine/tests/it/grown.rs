@@ -216,6 +216,9 @@ pub(crate) const HYBRID_ENCODER: Species = species(
     ],
 );
 
+/// One that makes a vector of each token.
+pub(crate) const TOKEN_ENCODER: Species = species("bert", &[NO_GROUPS, ("pooling_type", Number(0))]);
+
 /// Encoders share no keys between heads.
 const NO_GROUPS: (&str, Key) = ("attention.head_count_kv", Number(4));
 

@@ -15,6 +15,7 @@ mod grown;
 mod kept;
 mod logits;
 mod model_errors;
+mod outlines;
 mod packed_damage;
 mod packed_files;
 mod packed_meanwhile;

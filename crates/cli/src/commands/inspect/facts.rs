@@ -1,14 +1,17 @@
 //! What `inspect` finds out. The fields and their names are its JSON.
 
+pub(super) mod model;
+
 use crate::defaults;
 use crate::error::CliError;
 use crate::machine;
 use crate::source::Source;
 use engine::KvFormat;
 use engine::gguf::{Array, Gguf, TensorInfo, Value};
-use engine::model::Outline;
+use engine::model::{Outline, Purpose};
 use engine::template::ChatTemplate;
 use engine::tokenizer::Tokenizer;
+use model::Model;
 use serde::Serialize;
 use serde_json::{Map, json};
 use std::collections::BTreeMap;
@@ -24,6 +27,7 @@ pub(super) struct Facts {
     pub(super) parameters: u64,
     /// Null where the architecture is not known or the model is not whole.
     pub(super) shape: Option<Shape>,
+    pub(super) model: Option<Model>,
     pub(super) memory: Option<Memory>,
     pub(super) speed: Option<Speed>,
     pub(super) formats: Vec<Format>,
@@ -65,8 +69,19 @@ pub(super) struct Shape {
 pub(super) struct Memory {
     pub(super) weight_bytes: u64,
     pub(super) kv_bytes_per_1000_tokens: u64,
+    pub(super) kv_bytes_per_token_f16: u64,
+    pub(super) kv_bytes_per_token_q8_0: u64,
     pub(super) context_tokens: usize,
+    /// Whether `run` and `serve` refuse that context.
+    pub(super) context_beyond_trained: bool,
+    /// Of a conversation: keys, values, and states.
     pub(super) kv_bytes: u64,
+    /// The same for as many tokens as the model was trained for.
+    pub(super) kv_bytes_of_trained_context: u64,
+    /// Of those, what states take however long the conversation is.
+    pub(super) state_bytes: u64,
+    /// Of those, what layers with a sliding window take: they keep keys and values of the whole context, too.
+    pub(super) window_kv_bytes: u64,
     pub(super) working_bytes: u64,
     pub(super) total_bytes: u64,
     /// Null where the system does not say.
@@ -78,9 +93,15 @@ pub(super) struct Memory {
 pub(super) struct Speed {
     pub(super) read_bytes_per_second_measured: f64,
     pub(super) threads: usize,
+    /// Weights and states that a token reads, of experts those that it is sent to.
     pub(super) bytes_per_token: u64,
-    /// The bound that reading the weights sets.
+    pub(super) state_bytes_per_token: u64,
+    /// The bound that reading those sets, where a conversation begins.
     pub(super) tokens_per_second_max: f64,
+    pub(super) full_context_tokens: usize,
+    /// Keys and values that a token reads on top, at the end of a full context.
+    pub(super) kv_bytes_read_at_full_context: u64,
+    pub(super) tokens_per_second_max_at_full_context: f64,
     /// Whether the weights are so small that caches hold much of them, so that the bound does not hold.
     pub(super) may_stay_in_caches: bool,
 }
@@ -112,6 +133,10 @@ impl Facts {
         let outline = Outline::read(gguf);
         let support = support(gguf, outline.as_ref().err().map(ToString::to_string));
         let outline = outline.ok();
+        let memory = outline.as_ref().map(|outline| memory(outline, context_tokens));
+        // A text that goes through whole is bound by computing and not by reading.
+        let generates = outline.as_ref().filter(|outline| outline.purpose == Purpose::Generates);
+        let speed = generates.zip(memory.as_ref()).zip(bandwidth);
         Facts {
             file: File {
                 name: source.name(),
@@ -122,8 +147,9 @@ impl Facts {
             support,
             parameters: gguf.tensors().iter().map(TensorInfo::elements).sum(),
             shape: outline.as_ref().map(shape),
-            memory: outline.as_ref().map(|outline| memory(outline, context_tokens)),
-            speed: outline.as_ref().zip(bandwidth).map(|(outline, bandwidth)| speed(outline, bandwidth)),
+            model: outline.as_ref().map(Model::of),
+            speed: speed.map(|((outline, memory), bandwidth)| self::speed(outline, memory, bandwidth)),
+            memory,
             formats: formats(gguf),
             metadata: gguf.metadata().map(|(key, value)| (key.to_owned(), abbreviate(&value))).collect(),
             tensors: tensors.then(|| gguf.tensors().iter().map(tensor).collect()),
@@ -162,12 +188,21 @@ fn memory(outline: &Outline, context_tokens: Option<usize>) -> Memory {
     let kv_bytes = outline.kv_bytes(KvFormat::F16, context_tokens);
     let total_bytes = outline.packed_bytes.saturating_add(kv_bytes).saturating_add(defaults::WORKING_BYTES);
     let available_bytes = machine::memory().map(|memory| memory.available_bytes);
+    let windows = outline.each_layer.iter().filter(|layer| layer.window().is_some());
+    let windows = windows.filter_map(|layer| layer.kept);
+    let window_kv_bytes_per_token: u64 = windows.map(|kept| kept.bytes_per_token(KvFormat::F16)).sum();
     Memory {
         weight_bytes: outline.packed_bytes,
         // Of a long context: the cache is made of pages, and a short one is mostly rounding.
         kv_bytes_per_1000_tokens: (outline.kv_bytes(KvFormat::F16, 128_000) - outline.state_bytes) / 128,
+        kv_bytes_per_token_f16: outline.kv_bytes_per_token(KvFormat::F16),
+        kv_bytes_per_token_q8_0: outline.kv_bytes_per_token(KvFormat::Q8_0),
         context_tokens,
+        context_beyond_trained: context_tokens > outline.context_tokens,
         kv_bytes,
+        kv_bytes_of_trained_context: outline.kv_bytes(KvFormat::F16, outline.context_tokens),
+        state_bytes: outline.state_bytes,
+        window_kv_bytes: window_kv_bytes_per_token.saturating_mul(context_tokens as u64),
         working_bytes: defaults::WORKING_BYTES,
         total_bytes,
         available_bytes,
@@ -175,13 +210,23 @@ fn memory(outline: &Outline, context_tokens: Option<usize>) -> Memory {
     }
 }
 
-fn speed(outline: &Outline, bandwidth: f64) -> Speed {
-    let bytes_per_token = outline.bytes_per_token;
+fn speed(outline: &Outline, memory: &Memory, bandwidth: f64) -> Speed {
+    let state_bytes_per_token = outline.state_bytes;
+    let bytes_per_token = outline.bytes_per_token.saturating_add(state_bytes_per_token);
+    let full_context_tokens = memory.context_tokens;
+    let kv_bytes_read_at_full_context = outline.kv_bytes_read(KvFormat::F16, full_context_tokens);
+    let bound = |bytes: u64| (bandwidth / bytes as f64 * 10.0).round() / 10.0;
     Speed {
         read_bytes_per_second_measured: bandwidth.round(),
         threads: machine::threads(),
         bytes_per_token,
-        tokens_per_second_max: (bandwidth / bytes_per_token as f64 * 10.0).round() / 10.0,
+        state_bytes_per_token,
+        tokens_per_second_max: bound(bytes_per_token),
+        full_context_tokens,
+        kv_bytes_read_at_full_context,
+        tokens_per_second_max_at_full_context: bound(
+            bytes_per_token.saturating_add(kv_bytes_read_at_full_context),
+        ),
         may_stay_in_caches: bytes_per_token < defaults::CACHES_BYTES,
     }
 }

@@ -1,6 +1,9 @@
 //! The same facts, for people.
 
-use super::facts::{Facts, Memory, Shape, Speed, Support};
+mod model;
+
+use super::facts::model::Model;
+use super::facts::{Facts, Memory, Speed, Support};
 use std::fmt::Write;
 use stdx::units::{Bytes, Count};
 
@@ -12,16 +15,28 @@ pub(super) fn text(facts: &Facts) -> String {
         "file",
         format!("{} ({}{parts}, GGUF version {})", file.name, Bytes(file.bytes), file.gguf_version),
     );
-    add_support(&mut page, &facts.support);
-    page.line("parameters", Count(facts.parameters));
+    add_support(&mut page, &facts.support, facts.model.as_ref());
+    match &facts.model {
+        Some(model) => page.line("parameters", model::parameters(facts.parameters, model)),
+        None => page.line("parameters", Count(facts.parameters)),
+    }
     if let Some(shape) = &facts.shape {
-        add_shape(&mut page, shape);
+        page.line("vocabulary", format!("{} tokens", shape.vocabulary));
+        let asked = facts.memory.as_ref().filter(|memory| memory.context_beyond_trained);
+        let beyond = asked.map_or(String::new(), |memory| {
+            let asked = memory.context_tokens;
+            format!("; {asked} are more, which `run` and `serve` refuse")
+        });
+        page.line("context", format!("trained for {} tokens{beyond}", shape.context_tokens));
+    }
+    if let (Some(shape), Some(model)) = (&facts.shape, &facts.model) {
+        model::add(&mut page, model, shape.width);
     }
     if let Some(memory) = &facts.memory {
         add_memory(&mut page, memory);
     }
     if let Some(speed) = &facts.speed {
-        add_speed(&mut page, speed);
+        add_speed(&mut page, speed, facts.model.as_ref());
     }
     page.heading("Formats");
     for format in &facts.formats {
@@ -57,11 +72,16 @@ pub(super) fn text(facts: &Facts) -> String {
     page.0
 }
 
-fn add_support(page: &mut Page, support: &Support) {
-    page.line("architecture", escaped(support.architecture.as_deref().unwrap_or("not said")));
+fn add_support(page: &mut Page, support: &Support, model: Option<&Model>) {
+    let known = model.map_or(String::new(), |model| format!(": {}", model.known_models));
+    let architecture = escaped(support.architecture.as_deref().unwrap_or("not said"));
+    page.line("architecture", architecture + &known);
     page.line("supported", if support.supported { "yes" } else { "no" });
     for problem in &support.problems {
         page.line("", format!("because {}", escaped(problem)));
+    }
+    if let Some((model, pooling)) = model.and_then(|model| Some((model, model.pooling?))) {
+        return page.line("makes", format!("{} by the {pooling}", model.makes));
     }
     page.line(
         "chat",
@@ -69,27 +89,30 @@ fn add_support(page: &mut Page, support: &Support) {
     );
 }
 
-fn add_shape(page: &mut Page, shape: &Shape) {
-    page.line(
-        "layers",
-        format!("{} of width {}, feed-forward {}", shape.layers, shape.width, shape.feed_forward),
-    );
-    page.line(
-        "attention",
-        format!("{} heads of {}, {} for keys and values", shape.heads, shape.head_dim, shape.kv_heads),
-    );
-    page.line("vocabulary", format!("{} tokens", shape.vocabulary));
-    page.line("context", format!("{} tokens", shape.context_tokens));
-}
-
 fn add_memory(page: &mut Page, memory: &Memory) {
     page.heading("Memory");
     page.line("weights", format!("{} packed", Bytes(memory.weight_bytes)));
-    page.line("KV cache", format!("{} per 1000 tokens", Bytes(memory.kv_bytes_per_1000_tokens)));
-    page.line(
-        "",
-        format!("{} for a conversation of {} tokens", Bytes(memory.kv_bytes), memory.context_tokens),
-    );
+    let tokens = memory.context_tokens;
+    if memory.kv_bytes_per_token_f16 == 0 {
+        page.line("KV cache", "none");
+    } else {
+        let [f16, q8_0] = [memory.kv_bytes_per_token_f16, memory.kv_bytes_per_token_q8_0].map(Bytes);
+        page.line("KV cache", format!("{f16} per token, {q8_0} with --kv-format q8_0"));
+        let [kv_bytes, trained] = [memory.kv_bytes, memory.kv_bytes_of_trained_context]
+            .map(|bytes| Bytes(bytes.saturating_sub(memory.state_bytes)));
+        let trained = match kv_bytes.0 < trained.0 {
+            true => format!("; {trained} for all it was trained for"),
+            false => String::new(),
+        };
+        page.line("", format!("{kv_bytes} for a conversation of {tokens} tokens{trained}"));
+    }
+    if memory.window_kv_bytes > 0 {
+        let bytes = Bytes(memory.window_kv_bytes);
+        page.line("", format!("{bytes} of that in layers with a window, which keep all tokens, too"));
+    }
+    if memory.state_bytes > 0 {
+        page.line("states", format!("{} for each conversation, long or short", Bytes(memory.state_bytes)));
+    }
     page.line("to work with", Bytes(memory.working_bytes));
     let fits = match (memory.available_bytes, memory.fits) {
         (Some(available), Some(true)) => format!("; fits: {} are available", Bytes(available)),
@@ -99,7 +122,7 @@ fn add_memory(page: &mut Page, memory: &Memory) {
     page.line("total", format!("{}{fits}", Bytes(memory.total_bytes)));
 }
 
-fn add_speed(page: &mut Page, speed: &Speed) {
+fn add_speed(page: &mut Page, speed: &Speed, model: Option<&Model>) {
     page.heading("Speed");
     let threads = if speed.threads == 1 { "thread" } else { "threads" };
     page.line(
@@ -110,13 +133,26 @@ fn add_speed(page: &mut Page, speed: &Speed) {
             speed.threads
         ),
     );
-    page.line("a token reads", Bytes(speed.bytes_per_token));
-    let caches = if speed.may_stay_in_caches {
-        "; more where the weights stay in caches"
+    let experts =
+        model.and_then(|model| model.feed_forward.kinds.iter().find_map(|kind| kind.experts.as_ref()));
+    let of_experts = experts.map_or(String::new(), |experts| {
+        format!(": of {} experts the {} that it is sent to", experts.count, experts.used)
+    });
+    page.line("a token reads", format!("{}{of_experts}", Bytes(speed.bytes_per_token)));
+    let (full, kv_bytes) = (speed.full_context_tokens, speed.kv_bytes_read_at_full_context);
+    if kv_bytes > 0 {
+        page.line("", format!("and {} of keys and values after {full} tokens", Bytes(kv_bytes)));
+    }
+    let (one, caches) = if speed.may_stay_in_caches {
+        ("", "; more where the weights stay in caches")
     } else {
-        " for one conversation"
+        (" for one conversation", "")
     };
-    page.line("so at most", format!("{:.1} tokens/s{caches}", speed.tokens_per_second_max));
+    let later = match kv_bytes {
+        0 => String::new(),
+        _ => format!(" at its start, {:.1} after {full} tokens", speed.tokens_per_second_max_at_full_context),
+    };
+    page.line("so at most", format!("{:.1} tokens/s{one}{later}{caches}", speed.tokens_per_second_max));
 }
 
 /// A value of the metadata in one line.
@@ -153,6 +189,11 @@ impl Page {
     fn heading(&mut self, heading: &str) {
         // Writing to a string cannot fail.
         let _ = writeln!(self.0, "\n{heading}");
+    }
+
+    /// A line that is not in columns.
+    fn sentence(&mut self, sentence: &str) {
+        let _ = writeln!(self.0, "{sentence}");
     }
 
     fn line(&mut self, name: &str, value: impl std::fmt::Display) {
