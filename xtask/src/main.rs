@@ -11,6 +11,7 @@ mod avx512;
 mod chat;
 mod conformance;
 mod debian;
+mod encode;
 mod harness;
 mod peers;
 mod process;
@@ -33,6 +34,7 @@ enum Command {
     Busy(peers::busy::Args),
     Chat(chat::Args),
     Conformance(conformance::Args),
+    Encode(encode::Args),
     #[command(hide = true)]
     EngineBench(peers::engine_bench::Args),
     Peers(peers::Args),
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Command::Busy(args) => peers::busy::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Conformance(args) => conformance::run(&args),
+        Command::Encode(args) => encode::run(&args),
         Command::EngineBench(args) => peers::engine_bench::run(&args),
         Command::Peers(args) => peers::run(&args),
         Command::Synth(args) => synth::run(&args),

@@ -3,7 +3,6 @@
 use super::{HEAD_DIM_MAX, PAGE};
 use crate::format::GROUP;
 use crate::layout::{Layout, STRIP};
-use half::{bf16, f16};
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
@@ -46,18 +45,6 @@ impl KvFormat {
         match self {
             KvFormat::Q8_0 => GROUP,
             _ => STRIP,
-        }
-    }
-
-    /// Stores the nearest value, the largest finite half beyond that: an infinity in the cache would turn masked
-    /// positions into NaN.
-    #[inline(always)]
-    pub(super) fn store(self, x: f32, out: &mut [u8]) {
-        match self {
-            KvFormat::F32 => out.copy_from_slice(&x.to_le_bytes()),
-            KvFormat::F16 => out.copy_from_slice(&f16::from_f32(x.clamp(-65504.0, 65504.0)).to_le_bytes()),
-            KvFormat::BF16 => out.copy_from_slice(&bf16::from_f32(x).to_le_bytes()),
-            KvFormat::Q8_0 => unreachable!("a quantized element is not stored alone"),
         }
     }
 }

@@ -8,7 +8,8 @@ use crate::format::GROUP;
 use crate::layout::{Blocks, Bytes, STRIP};
 use crate::ops::{Rows, for_each_token};
 use crate::shared::SharedMut;
-use half::f16;
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 
 /// Which elements of a head a rotary embedding turns together (Su et al., 2021).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,16 +151,59 @@ unsafe fn store_floats(
     keys: (&SharedMut<'_, u8>, usize),
     values: (&SharedMut<'_, u8>, usize),
 ) {
-    let (format, size) = (shape.format, shape.format.element_bytes());
-    let block = keys.1 + slot / STRIP * shape.key_block_bytes();
-    for (c, &k) in k.iter().enumerate() {
-        // SAFETY: element `slot` of column `c`, this position's own.
-        format.store(k, unsafe { keys.0.slice(block + (c * STRIP + slot % STRIP) * size, size) });
+    // SAFETY: the same contract.
+    unsafe {
+        match shape.format {
+            KvFormat::F32 => store_as(shape, slot, (k, v), keys, values, |x, out: &mut [[u8; 4]]| {
+                out.iter_mut().zip(x).for_each(|(out, x)| *out = x.to_le_bytes());
+            }),
+            // The largest finite half beyond that: an infinity in the cache would turn masked positions into NaN.
+            KvFormat::F16 => store_as(shape, slot, (k, v), keys, values, |x, out: &mut [[u8; 2]]| {
+                let mut finite = [0.0; CONVERTED];
+                finite.iter_mut().zip(x).for_each(|(out, x)| *out = x.clamp(-65504.0, 65504.0));
+                let mut halves = [f16::ZERO; CONVERTED];
+                halves[..x.len()].convert_from_f32_slice(&finite[..x.len()]);
+                out.iter_mut().zip(halves).for_each(|(out, x)| *out = x.to_le_bytes());
+            }),
+            KvFormat::BF16 => store_as(shape, slot, (k, v), keys, values, |x, out: &mut [[u8; 2]]| {
+                out.iter_mut().zip(x).for_each(|(out, &x)| *out = bf16::from_f32(x).to_le_bytes());
+            }),
+            KvFormat::Q8_0 => unreachable!("these are not floats"),
+        }
+    }
+}
+
+/// Elements that are converted at once.
+const CONVERTED: usize = 64;
+
+/// Puts a position's elements in their places, those of its key a strip apart.
+///
+/// # Safety
+/// As [`store_floats`].
+#[inline(always)]
+unsafe fn store_as<const SIZE: usize>(
+    shape: KvShape,
+    slot: usize,
+    (k, v): (&[f32], &[f32]),
+    keys: (&SharedMut<'_, u8>, usize),
+    values: (&SharedMut<'_, u8>, usize),
+    convert: impl Fn(&[f32], &mut [[u8; SIZE]]),
+) {
+    let mut converted = [[0; SIZE]; CONVERTED];
+    let first = keys.1 + slot / STRIP * shape.key_block_bytes() + slot % STRIP * SIZE;
+    for (i, part) in k.chunks(CONVERTED).enumerate() {
+        convert(part, &mut converted[..part.len()]);
+        for (c, element) in converted[..part.len()].iter().enumerate() {
+            let column = i * CONVERTED + c;
+            // SAFETY: element `slot` of the column, this position's own.
+            let out = unsafe { keys.0.slice(first + column * STRIP * SIZE, SIZE) };
+            out.copy_from_slice(element);
+        }
     }
     // SAFETY: this position's own row.
-    let row = unsafe { values.0.slice(values.1 + slot * shape.value_dims() * size, v.len() * size) };
-    for (out, &v) in row.chunks_exact_mut(size).zip(v) {
-        format.store(v, out);
+    let row = unsafe { values.0.slice(values.1 + slot * shape.value_dims() * SIZE, v.len() * SIZE) };
+    for (out, part) in row.as_chunks_mut::<SIZE>().0.chunks_mut(CONVERTED).zip(v.chunks(CONVERTED)) {
+        convert(part, out);
     }
 }
 
