@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
 use engine::{
-    Engine, EngineConfig, Event, FinishReason, Model, OpenOptions, Pool, Request, Sampling, TokenId, Usage,
+    Engine, EngineConfig, Event, FinishReason, Model, OpenOptions, Pool, Request, Sampling, Speculation,
+    TokenId, Usage,
 };
 use stdx::random::Random;
 
@@ -207,8 +208,8 @@ fn size(path: &Path) -> anyhow::Result<u64> {
 /// the prompt, and one at a high temperature says what nobody can guess.
 fn guesses(args: &Args) -> anyhow::Result<()> {
     let model = open(args)?;
-    let engines =
-        [false, true].map(|speculation| start(args, &model, EngineConfig { speculation, ..config(2048) }));
+    let engines = [Speculation::Off, Speculation::WherePays]
+        .map(|speculation| start(args, &model, EngineConfig { speculation, ..config(2048) }));
     for (what, temperature) in [("a text again, with edits", 0.0), ("what nobody can guess", 1e6)] {
         let mut ratios = Vec::new();
         for round in 0..args.rounds {

@@ -3,7 +3,7 @@
 use crate::talk;
 use engine::gguf::GgufError;
 use engine::request::Refused;
-use engine::{Isa, ModelError};
+use engine::{DraftError, Isa, ModelError};
 use std::io;
 use std::process::ExitCode;
 use wire::listen::ListenError;
@@ -87,9 +87,10 @@ fn classify(error: &anyhow::Error) -> (Kind, Option<&'static str>) {
         let of_gguf = cause.downcast_ref::<GgufError>().map(gguf);
         let of_model = cause.downcast_ref::<ModelError>().map(model);
         let of_listen = cause.downcast_ref::<ListenError>().map(listen);
+        let of_draft = cause.downcast_ref::<DraftError>().map(draft);
         let of_refused = cause.downcast_ref::<Refused>().map(refused);
         let of_io = cause.downcast_ref::<io::Error>().map(input_output);
-        of_gguf.or(of_model).or(of_listen).or(of_refused).or(of_io)
+        of_gguf.or(of_model).or(of_draft).or(of_listen).or(of_refused).or(of_io)
     };
     error.chain().find_map(known).unwrap_or((Kind::Failed, None))
 }
@@ -127,6 +128,14 @@ fn model(error: &ModelError) -> (Kind, Option<&'static str>) {
         }
         _ => (Kind::Model, None),
     }
+}
+
+fn draft(error: &DraftError) -> (Kind, Option<&'static str>) {
+    let hint = match error {
+        DraftError::StatesOfModel { .. } => "leave out --draft: this model goes without guesses",
+        _ => "a draft model is a smaller one of the same series, which has the same vocabulary",
+    };
+    (Kind::Model, Some(hint))
 }
 
 fn listen(error: &ListenError) -> (Kind, Option<&'static str>) {

@@ -11,7 +11,10 @@ use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use engine::gguf::Gguf;
 use engine::model::{Listener, News, Outline, Packing, Progress, Purpose};
-use engine::{Encoder, EncoderConfig, Engine, EngineConfig, Isa, KvFormat, Model, OpenOptions, PAGE, Pool};
+use engine::{
+    Encoder, EncoderConfig, Engine, EngineConfig, Isa, KvFormat, Model, OpenOptions, PAGE, Pool, Speculation,
+    check_draft,
+};
 use serve::Worker;
 use std::env;
 use std::hash::{Hash, Hasher};
@@ -49,6 +52,10 @@ pub(crate) struct LoadArgs {
     /// change nothing of what is said
     #[arg(long)]
     no_speculation: bool,
+
+    /// A small model of the same vocabulary that guesses tokens for the large one
+    #[arg(long, value_name = "GGUF", conflicts_with = "no_speculation")]
+    draft: Option<PathBuf>,
 
     /// Write keys and values to the cache folder at the end and read them at the next start, so that conversations go on
     /// without computing them again
@@ -93,6 +100,8 @@ pub(crate) struct Plan {
     pub(crate) config: EngineConfig,
     cache: Option<PathBuf>,
     purpose: Purpose,
+    /// The draft model's file.
+    draft: Option<(Source, Gguf)>,
 }
 
 impl LoadArgs {
@@ -109,8 +118,24 @@ impl LoadArgs {
         let config = EngineConfig { context_tokens, kv_format: self.kv_format, ..config };
         let cache_tokens =
             self.kv_memory.map(|memory| cache_tokens(&outline, &config, memory)).transpose()?;
-        let config = EngineConfig { cache_tokens, speculation: !self.no_speculation, ..config };
-        let needs = Needs::new(&outline, &config);
+        let config = EngineConfig { cache_tokens, ..config };
+        let speculation = if self.no_speculation { Speculation::Off } else { Speculation::WherePays };
+        let config = EngineConfig { speculation, ..config };
+        if self.draft.is_some() && outline.purpose != Purpose::Generates {
+            let message = format!("{} {}; there is nothing to guess", source.name(), outline.purpose);
+            return Err(CliError::new(Kind::Usage, message).with_hint("leave out --draft"));
+        }
+        let draft = self.draft.clone().map(|path| -> Result<_, CliError> {
+            let source = Source::File(path);
+            let gguf = source.open()?;
+            let outline = Outline::read(&gguf)?;
+            Ok(((source, gguf), outline))
+        });
+        let (draft, of_draft) = draft.transpose()?.unzip();
+        let mut needs = Needs::new(&outline, &config);
+        if let Some(of_draft) = &of_draft {
+            needs = needs.with(Needs::new(of_draft, &config));
+        }
         if !self.no_memory_check
             && let Some(memory) = machine::memory()
         {
@@ -122,7 +147,7 @@ impl LoadArgs {
         let saved = cache.as_deref().filter(|_| self.keep_kv);
         let config = EngineConfig { saved_cache: saved.map(|folder| saved_kv(folder, &source)), ..config };
         let cache = cache.map(packed_folder);
-        Ok(Plan { source, gguf, isa, threads, pins, config, cache, purpose: outline.purpose })
+        Ok(Plan { source, gguf, isa, threads, pins, config, cache, purpose: outline.purpose, draft })
     }
 
     fn threads(&self) -> usize {
@@ -227,6 +252,14 @@ impl Needs {
         Self { weight_bytes: outline.packed_bytes, kv_bytes }
     }
 
+    /// Of two models.
+    fn with(self, other: Needs) -> Needs {
+        Needs {
+            weight_bytes: self.weight_bytes.saturating_add(other.weight_bytes),
+            kv_bytes: self.kv_bytes.saturating_add(other.kv_bytes),
+        }
+    }
+
     fn total_bytes(self) -> u64 {
         self.weight_bytes.saturating_add(self.kv_bytes).saturating_add(defaults::WORKING_BYTES)
     }
@@ -318,6 +351,14 @@ impl Plan {
             progress(packing.packed_bytes as f64 / packing.total_bytes.max(1) as f64);
         };
         let model = Model::from_gguf(self.gguf, &options, &pool, &mut report)?;
+        let draft = match self.draft {
+            None => None,
+            Some((_, gguf)) => {
+                let draft = Model::from_gguf(gguf, &options, &pool, &mut |_| ())?;
+                check_draft(&model, &draft)?;
+                Some(Arc::new(draft))
+            }
+        };
         drop(bar);
         if model.tokenizer().is_none() {
             let message =
@@ -327,7 +368,7 @@ impl Plan {
         }
         let model = Arc::new(model);
         Ok(match model.purpose() {
-            Purpose::Generates => Engine::start(model, pool, self.config).into(),
+            Purpose::Generates => Engine::start_with_draft(model, draft, pool, self.config).into(),
             Purpose::Embeds | Purpose::Scores => {
                 let config =
                     EncoderConfig { context_tokens: self.config.context_tokens, ..EncoderConfig::default() };
@@ -418,6 +459,7 @@ mod tests {
             cache_dir: None,
             kv_memory: None,
             no_speculation: false,
+            draft: None,
             keep_kv: false,
             no_cache: true,
             no_memory_check: true,

@@ -236,7 +236,7 @@ struct Worker<'a> {
 impl<'a> Worker<'a> {
     fn new(model: &'a Model, pool: &'a Pool, config: &'a EncoderConfig, inbox: &'a Inbox) -> Self {
         let tokens = config.step_tokens_max.max(config.context_tokens) + STEP_TEXTS_MAX * PAGE;
-        let cache = KvCache::passing(model, KvFormat::default(), tokens, STEP_TEXTS_MAX);
+        let cache = KvCache::passing(model, KvFormat::F32, tokens, STEP_TEXTS_MAX);
         inbox.lock().stats.kv_bytes_capacity = cache.bytes_capacity();
         let forward = Forward::new(model, pool, config.context_tokens);
         Self { config, inbox, forward, cache, jobs: VecDeque::new() }

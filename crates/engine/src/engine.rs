@@ -5,6 +5,7 @@ use crate::model::{Model, News, Progress, Purpose};
 use crate::request::{Refused, Request, Sink, Stats, Ticket};
 use crate::sampler;
 use crate::scheduler::{Pending, Scheduler};
+use crate::speculation::draft::check_draft;
 use crate::tokenizer::Tokenizer;
 use kernels::Pool;
 use kernels::attention::{KvFormat, PAGE};
@@ -24,8 +25,8 @@ pub struct EngineConfig {
     pub parallel: usize,
     /// Tokens that the cache has room for, at least one whole context; `None`: a whole context for each that computes.
     pub cache_tokens: Option<usize>,
-    /// Whether tokens are guessed from what stood before, where that pays. What is said is the same.
-    pub speculation: bool,
+    /// Whether tokens are guessed, from what stood before or by a draft model. What is said is the same.
+    pub speculation: Speculation,
     /// Where the cache is kept over a restart.
     pub saved_cache: Option<PathBuf>,
     /// The most that is written there.
@@ -40,13 +41,24 @@ pub struct EngineConfig {
     pub prefill_tokens_beside_decode_max: usize,
 }
 
+/// When tokens are guessed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Speculation {
+    Off,
+    /// Where it saves time, which is measured all along.
+    #[default]
+    WherePays,
+    /// Whenever there is something to guess, for tests.
+    Always,
+}
+
 impl Default for EngineConfig {
     fn default() -> Self {
         Self {
             context_tokens: 4096,
             parallel: 4,
             cache_tokens: None,
-            speculation: true,
+            speculation: Speculation::default(),
             saved_cache: None,
             saved_bytes_max: 2 << 30,
             kv_format: KvFormat::default(),
@@ -96,6 +108,24 @@ impl Engine {
     /// # Panics
     /// If the model has no tokenizer, because its file holds weights only, or is not one that generates.
     pub fn start(model: Arc<Model>, pool: Pool, config: EngineConfig) -> Engine {
+        Engine::start_with_draft(model, None, pool, config)
+    }
+
+    /// As [`Engine::start`], with a small model that guesses for `model`.
+    ///
+    /// # Panics
+    /// As [`Engine::start`], and if the small model cannot guess for the other: see [`check_draft`].
+    ///
+    /// [`check_draft`]: crate::check_draft
+    pub fn start_with_draft(
+        model: Arc<Model>,
+        draft: Option<Arc<Model>>,
+        pool: Pool,
+        config: EngineConfig,
+    ) -> Engine {
+        if let Some(draft) = &draft {
+            assert_eq!(check_draft(&model, draft), Ok(()), "a draft model that fits");
+        }
         assert!(model.tokenizer().is_some(), "a model without a vocabulary cannot generate text");
         assert_eq!(model.purpose(), Purpose::Generates, "a model that generates text");
         let config = EngineConfig {
@@ -113,7 +143,8 @@ impl Engine {
             let run = move || {
                 pool.enter();
                 let tokenizer = model.tokenizer().expect("checked by the caller");
-                let mut scheduler = Scheduler::new(&model, tokenizer, &pool, &config, &inbox);
+                let mut scheduler =
+                    Scheduler::new(&model, draft.as_deref(), tokenizer, &pool, &config, &inbox);
                 if let Some(path) = &config.saved_cache {
                     scheduler.load(&model, path);
                 }

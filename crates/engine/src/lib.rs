@@ -19,8 +19,9 @@ pub mod tokenizer;
 
 pub use cache::{KvCache, SavedError, Sequence, states_kept};
 pub use encoder::{Encoded, EncodedSink, Encoder, EncoderConfig, normalize};
-pub use engine::{Engine, EngineConfig};
+pub use engine::{Engine, EngineConfig, Speculation};
 pub use kernels::attention::{KvFormat, PAGE};
 pub use kernels::{Isa, Pool};
 pub use model::{Model, ModelError, OpenOptions};
 pub use request::*;
+pub use speculation::draft::{DraftError, check_draft};

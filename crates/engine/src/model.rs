@@ -24,7 +24,7 @@ use crate::gguf::{Gguf, GgufError};
 use crate::request::TokenId;
 use crate::template::{ChatTemplate, TemplateError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
-use config::Config;
+use config::{Classifier, Config, Output};
 use kernels::attention::{KvFormat, KvShape};
 use kernels::recurrent::StateShape;
 use kernels::{Format, Isa, Pool};
@@ -244,6 +244,11 @@ impl Model {
 
     pub fn purpose(&self) -> Purpose {
         self.config.purpose()
+    }
+
+    /// Whether scores are probabilities already, and not any numbers.
+    pub fn scores_are_probabilities(&self) -> bool {
+        matches!(self.config.output, Output::Score(_, Classifier { softmax: true, .. }))
     }
 
     /// Elements of the vector that a text becomes; `None` for models that make something else.

@@ -46,7 +46,7 @@ pub(crate) fn check(sampling: &Sampling, vocabulary: usize) -> Result<(), Refuse
 }
 
 /// One request's way of choosing.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Sampler {
     sampling: Sampling,
     random: Random,

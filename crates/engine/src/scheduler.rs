@@ -7,11 +7,12 @@
 //! all who came later wait behind it. What earlier requests left in the cache is not computed again.
 
 use crate::cache::{KvCache, Sequence};
-use crate::engine::{EngineConfig, Inbox};
+use crate::engine::{EngineConfig, Inbox, Speculation};
 use crate::model::{Forward, Model, News, SequenceStep};
 use crate::request::{Event, FinishReason, Finished, Request, Sink, Stats, Timing, Token, TokenId, Usage};
 use crate::sampler::{Sampler, log_probabilities};
-use crate::speculation::{GUESSES_MAX, Guesser, Pace};
+use crate::speculation::draft::{Draft, Drafter, Wish};
+use crate::speculation::{GUESSES_MAX, Guesser, Pace, Worth};
 use crate::text::{Step, TextOut};
 use crate::tokenizer::Tokenizer;
 use kernels::attention::PAGE;
@@ -62,6 +63,10 @@ struct Slot {
     keep_at: Vec<usize>,
     /// `None` where nothing is guessed.
     guesser: Option<Guesser>,
+    /// What the draft model knows of it, where there is one.
+    draft: Option<Draft>,
+    /// Whether the guesses of this step are the draft model's.
+    is_drafted: bool,
     /// The tokens of this step: of a prompt the next ones, else the last and what is guessed to follow.
     step: Vec<TokenId>,
     guessed: Guessed,
@@ -128,6 +133,7 @@ pub(crate) struct Scheduler<'a> {
     inbox: &'a Inbox,
     forward: Forward<'a>,
     cache: KvCache,
+    drafter: Option<Drafter<'a>>,
     slots: Vec<Slot>,
     /// The next in turn, where there was no room for it yet.
     delayed: Option<Pending>,
@@ -139,6 +145,7 @@ pub(crate) struct Scheduler<'a> {
 impl<'a> Scheduler<'a> {
     pub(crate) fn new(
         model: &'a Model,
+        draft: Option<&'a Model>,
         tokenizer: &'a Tokenizer,
         pool: &'a Pool,
         config: &'a EngineConfig,
@@ -151,7 +158,9 @@ impl<'a> Scheduler<'a> {
         });
         let ends = (0..tokenizer.vocabulary() as TokenId).filter(|&id| tokenizer.is_end(id)).collect();
         let forward = Forward::new(model, pool, config.context_tokens);
+        let draft = draft.filter(|_| config.speculation != Speculation::Off);
         Self {
+            drafter: draft.map(|draft| Drafter::new(draft, model, pool, config)),
             tokenizer,
             config,
             inbox,
@@ -159,7 +168,7 @@ impl<'a> Scheduler<'a> {
             cache,
             slots: Vec::new(),
             delayed: None,
-            pace: Pace::default(),
+            pace: Pace::new(config.speculation == Speculation::Always),
             ends,
         }
     }
@@ -228,6 +237,8 @@ impl<'a> Scheduler<'a> {
         };
         let computed = sequence.known();
         self.inbox.update(|stats| stats.cached_tokens_total += computed as u64);
+        let positions = prompt + completion_max - 1;
+        let draft = self.drafter.as_mut().and_then(|d| d.open(&pending.request.prompt, positions));
         let Pending { request, sink, cancelled, submitted, seed } = pending;
         self.slots.push(Slot {
             sink,
@@ -239,7 +250,10 @@ impl<'a> Scheduler<'a> {
             computed,
             keep_at: self.keep_at(prompt, computed),
             // A state cannot be taken back to before a guess that was wrong.
-            guesser: (self.config.speculation && !self.cache.has_states()).then(Guesser::new),
+            guesser: (self.config.speculation != Speculation::Off && !self.cache.has_states())
+                .then(Guesser::new),
+            draft,
+            is_drafted: false,
             step: Vec::new(),
             guessed: Guessed::default(),
             completion_max,
@@ -278,6 +292,9 @@ impl<'a> Scheduler<'a> {
         let mut slot = self.slots.remove(i);
         self.report();
         slot.finish(reason, text);
+        if let Some((drafter, draft)) = self.drafter.as_mut().zip(slot.draft.take()) {
+            drafter.close(draft, &slot.tokens);
+        }
         self.cache.close(slot.sequence, &slot.tokens[..slot.computed]);
     }
 
@@ -292,8 +309,11 @@ impl<'a> Scheduler<'a> {
         // Beside a prompt, whose tokens take their time anyway, nothing is guessed.
         let only_generating = generating == self.slots.len();
         let mut tokens = generating;
-        for slot in &mut self.slots {
+        let cost = self.drafter.as_ref().map(|drafter| drafter.cost(self.pace.of_one()));
+        let mut wishes = Vec::new();
+        for (i, slot) in self.slots.iter_mut().enumerate() {
             slot.step.clear();
+            slot.is_drafted = false;
             if slot.is_prefilling() {
                 let share = slot.left_to_next_keeping().min(left);
                 left -= share;
@@ -303,13 +323,77 @@ impl<'a> Scheduler<'a> {
             slot.step.extend(slot.tokens.last());
             // The last token that may be generated is not computed.
             let most = GUESSES_MAX.min(slot.completion_max - slot.generated() - 1);
-            if let Some(guesser) = slot.guesser.as_mut().filter(|_| only_generating) {
-                let guesses = guesser.guess(&slot.tokens, most);
-                let worth = guesser.worth(guesses.len(), tokens, &self.pace);
-                slot.step.extend(&guesses[..worth]);
-                tokens += worth;
+            if !only_generating {
+                continue;
+            }
+            let Some(guesser) = &mut slot.guesser else { continue };
+            let found = guesser.guess(&slot.tokens, most);
+            let of_found = guesser.trust.worth(found.len(), tokens, &self.pace, 0.0);
+            let draft = slot.draft.as_mut().filter(|draft| draft.is_near(slot.tokens.len()));
+            let of_draft = draft
+                .as_ref()
+                .zip(cost)
+                .and_then(|(draft, cost)| draft.trust.worth(most, tokens, &self.pace, cost));
+            let gain = |worth: Option<Worth>| worth.map_or(0.0, |worth| worth.gain);
+            if gain(of_draft) > gain(of_found) {
+                let count = of_draft.map_or(0, |worth| worth.guesses);
+                slot.is_drafted = true;
+                tokens += count;
+                wishes.push((i, count));
+                continue;
+            }
+            match of_found {
+                Some(worth) => {
+                    slot.step.extend(&found[..worth.guesses]);
+                    tokens += worth.guesses;
+                }
+                None => {
+                    if !found.is_empty() {
+                        guesser.trust.come_back();
+                    }
+                    if let Some(draft) = draft {
+                        draft.trust.come_back();
+                    }
+                }
             }
         }
+        self.draft(&wishes);
+    }
+
+    /// Adds the draft model's guesses to the steps of slots, for each at most as many as is said.
+    fn draft(&mut self, wishes: &[(usize, usize)]) {
+        let Some(drafter) = self.drafter.as_mut().filter(|_| !wishes.is_empty()) else { return };
+        let mut wanted = wishes.iter().peekable();
+        let mut asked = Vec::with_capacity(wishes.len());
+        for (i, slot) in self.slots.iter_mut().enumerate() {
+            let Some(&&(_, count)) = wanted.peek().filter(|(place, _)| *place == i) else { continue };
+            wanted.next();
+            let Some(draft) = &mut slot.draft else { continue };
+            let banned = if slot.request.ignore_eos { &self.ends[..] } else { &[] };
+            let (tokens, sampler) = (&slot.tokens[..], slot.sampler.clone());
+            asked.push((&mut slot.step, Wish { draft, tokens, sampler, banned, count, guesses: Vec::new() }));
+        }
+        let (steps, mut wishes): (Vec<_>, Vec<_>) = asked.into_iter().unzip();
+        drafter.guess(&mut wishes, |token| self.ends.contains(&token));
+        for (step, wish) in steps.into_iter().zip(wishes) {
+            step.extend(wish.guesses);
+        }
+    }
+
+    /// Takes the draft model along where it is behind.
+    fn follow(&mut self) {
+        let Some(drafter) = &mut self.drafter else { return };
+        let nobody_generates = self.slots.iter().all(Slot::is_prefilling);
+        let budget = match nobody_generates {
+            true => self.config.prefill_tokens_max,
+            false => self.config.prefill_tokens_beside_decode_max,
+        };
+        let behind = self.slots.iter_mut().filter_map(|slot| {
+            // No further than the large model: what it has not begun may be cancelled.
+            let until = if slot.is_prefilling() { slot.computed } else { slot.tokens.len() };
+            slot.draft.as_mut().filter(|_| until > 0).map(|draft| (draft, &slot.tokens[..until]))
+        });
+        drafter.follow(behind, budget);
     }
 
     fn step(&mut self) {
@@ -369,6 +453,7 @@ impl<'a> Scheduler<'a> {
         for (i, reason, text) in ended.into_iter().rev() {
             self.retire(i, reason, text);
         }
+        self.follow();
     }
 
     fn report(&self) {
@@ -395,6 +480,7 @@ fn generate<'l>(
     if !slot.is_prefilling() {
         slot.computed += 1;
     }
+    let before = slot.tokens.len();
     let mut came_true = 0;
     let mut end = None;
     for logits in rows.take(guesses.len() + 1) {
@@ -406,8 +492,15 @@ fn generate<'l>(
         came_true += 1;
         slot.computed += 1;
     }
-    if let Some(guesser) = &mut slot.guesser {
-        guesser.learn(guesses.len(), came_true);
+    if let Some(draft) = &mut slot.draft {
+        draft.keep(before + came_true);
+        if slot.is_drafted {
+            // Not to be sure of anything took its time, too.
+            draft.trust.learn(guesses.len().max(1), came_true);
+        }
+    }
+    if let Some(guesser) = slot.guesser.as_mut().filter(|_| !slot.is_drafted) {
+        guesser.trust.learn(guesses.len(), came_true);
     }
     slot.guessed.all += guesses.len();
     slot.guessed.true_ones += came_true;

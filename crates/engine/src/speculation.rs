@@ -5,8 +5,11 @@
 //! many tokens for one step (Leviathan, Kalman and Matias, 2023). The sampler chooses from the same logits with the same draws
 //! as it would one after the other: what is said does not depend on what was guessed.
 //!
-//! Guesses are what followed the last tokens where they stood before in the conversation (prompt lookup, Saxena, 2023). How
-//! long steps take and how many guesses come true is measured all the time; where guessing does not pay, nothing is guessed.
+//! Guesses are what followed the last tokens where they stood before in the conversation (prompt lookup, Saxena, 2023), or what
+//! a small model says (see [`draft`]). How long steps take and how many guesses come true is measured all the time; where
+//! guessing does not pay, nothing is guessed.
+
+pub(crate) mod draft;
 
 use crate::request::TokenId;
 use std::collections::HashMap;
@@ -46,12 +49,12 @@ pub(crate) struct Guesser {
     followed_at: HashMap<[TokenId; NGRAM], u32>,
     /// Tokens that are in there as what followed.
     seen: usize,
-    trust: f32,
+    pub(crate) trust: Trust,
 }
 
 impl Guesser {
     pub(crate) fn new() -> Self {
-        Self { followed_at: HashMap::new(), seen: NGRAM, trust: TRUST_FIRST }
+        Self { followed_at: HashMap::new(), seen: NGRAM, trust: Trust::default() }
     }
 
     /// Up to `most` guesses of what follows `tokens`, to which some were added since the last call.
@@ -67,47 +70,87 @@ impl Guesser {
         let following = &tokens[at as usize..];
         &following[..most.min(following.len())]
     }
+}
 
-    /// How many of `guesses` are worth computing in a step that has `others` tokens besides.
-    pub(crate) fn worth(&mut self, guesses: usize, others: usize, pace: &Pace) -> usize {
+/// How often guesses of one kind come true.
+#[derive(Debug)]
+pub(crate) struct Trust(f32);
+
+impl Default for Trust {
+    fn default() -> Self {
+        Self(TRUST_FIRST)
+    }
+}
+
+/// So many guesses in a step, and how many times more of its time it makes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Worth {
+    pub(crate) guesses: usize,
+    pub(crate) gain: f64,
+}
+
+impl Trust {
+    /// How many of `guesses` are worth computing in a step that has `others` tokens besides, where making each takes `cost` of
+    /// the time of a step with one token; `None` where none are.
+    pub(crate) fn worth(&self, guesses: usize, others: usize, pace: &Pace, cost: f64) -> Option<Worth> {
         let most = guesses.min(STEP_TOKENS_MAX.saturating_sub(others));
-        let trust = f64::from(self.trust);
+        if pace.ignored {
+            return (most > 0).then_some(Worth { guesses: most, gain: 1.0 / (1.0 + cost) });
+        }
+        let trust = f64::from(self.0);
+        let cost = cost * pace.of(1);
+        let mut best: Option<Worth> = None;
         // How many tokens a step with so many guesses gives of this sequence.
-        let tokens = |guesses: usize| (0..=guesses as i32).map(|i| trust.powi(i)).sum::<f64>();
-        let gain = |guesses: usize| tokens(guesses) * pace.of(others) / pace.of(others + guesses);
-        let best = (1..=most).max_by(|&a, &b| gain(a).total_cmp(&gain(b)));
-        match best.filter(|&best| gain(best) >= GAIN_MIN) {
-            Some(best) => best,
-            None => {
-                if guesses > 0 {
-                    self.trust = (self.trust + TRUST_RETURN).min(TRUST_FIRST);
-                }
-                0
+        let mut tokens = 1.0;
+        for guesses in 1..=most {
+            tokens += trust.powi(guesses as i32);
+            let time = pace.of(others + guesses) + guesses as f64 * cost;
+            let gain = tokens * pace.of(others) / time;
+            if gain >= GAIN_MIN && best.is_none_or(|best| gain > best.gain) {
+                best = Some(Worth { guesses, gain });
             }
         }
+        best
+    }
+
+    /// Hears that guesses were not tried.
+    pub(crate) fn come_back(&mut self) {
+        self.0 = (self.0 + TRUST_RETURN).min(TRUST_FIRST).max(self.0);
     }
 
     /// Hears how many of so many guesses came true; those after the first that did not say nothing.
     pub(crate) fn learn(&mut self, guesses: usize, came_true: usize) {
         for i in 0..guesses.min(came_true + 1) {
             let outcome = if i < came_true { 1.0 } else { 0.0 };
-            self.trust += (outcome - self.trust) * TRUST_WEIGHT;
+            self.0 += (outcome - self.0) * TRUST_WEIGHT;
         }
     }
 }
 
 /// How long steps take, by their tokens.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Pace {
+    /// 0 where nothing was measured.
     seconds: [f64; STEP_TOKENS_MAX + 1],
+    /// Whether it is taken not to matter.
+    ignored: bool,
 }
 
 impl Pace {
+    pub(crate) fn new(ignored: bool) -> Self {
+        Self { seconds: [0.0; STEP_TOKENS_MAX + 1], ignored }
+    }
+
     /// Hears of a step in which nothing was done but generating.
     pub(crate) fn learn(&mut self, tokens: usize, time: Duration) {
         let Some(known) = self.seconds.get_mut(tokens) else { return };
         let seconds = time.as_secs_f64();
         *known = if *known == 0.0 { seconds } else { *known + (seconds - *known) * PACE_WEIGHT };
+    }
+
+    /// Seconds of a step with one token, where that was measured.
+    pub(crate) fn of_one(&self) -> Option<f64> {
+        Some(self.seconds[1]).filter(|&seconds| seconds > 0.0)
     }
 
     /// Measured, or guessed from steps with other numbers of tokens; only ratios mean something where nothing was measured.
@@ -129,7 +172,7 @@ mod tests {
     use super::*;
 
     fn pace(seconds: impl Fn(usize) -> f64) -> Pace {
-        let mut pace = Pace::default();
+        let mut pace = Pace::new(false);
         (1..=STEP_TOKENS_MAX).for_each(|tokens| pace.learn(tokens, Duration::from_secs_f64(seconds(tokens))));
         pace
     }
@@ -150,16 +193,26 @@ mod tests {
     fn guessing_stops_where_it_does_not_pay_and_is_tried_again() {
         // Another token costs a twentieth of a step.
         let cheap = pace(|tokens| 1.0 + 0.05 * tokens as f64);
-        let mut guesser = Guesser::new();
-        assert!(guesser.worth(8, 1, &cheap) > 2);
-        (0..30).for_each(|_| guesser.learn(3, 0));
-        assert_eq!(guesser.worth(8, 1, &cheap), 0);
-        let tried_again = (0..100).position(|_| guesser.worth(8, 1, &cheap) > 0);
-        assert!(tried_again.is_some_and(|after| after > 5), "{tried_again:?}");
-        (0..30).for_each(|_| guesser.learn(3, 3));
-        assert_eq!(guesser.worth(8, 1, &cheap), 8);
-        assert_eq!(guesser.worth(8, STEP_TOKENS_MAX - 2, &cheap), 2, "a step is not longer than that");
+        let mut trust = Trust::default();
+        let worth = |trust: &Trust, others, pace: &Pace, cost| {
+            trust.worth(8, others, pace, cost).map_or(0, |worth| worth.guesses)
+        };
+        assert!(worth(&trust, 1, &cheap, 0.0) > 2);
+        // Where a guess takes as long as a step, none is worth it.
+        assert_eq!(worth(&trust, 1, &cheap, 1.0), 0);
+        assert!((1..3).contains(&worth(&trust, 1, &cheap, 0.2)));
+        (0..30).for_each(|_| trust.learn(3, 0));
+        assert_eq!(worth(&trust, 1, &cheap, 0.0), 0);
+        let mut tried_again = 0;
+        while worth(&trust, 1, &cheap, 0.0) == 0 {
+            trust.come_back();
+            tried_again += 1;
+        }
+        assert!((6..100).contains(&tried_again), "{tried_again}");
+        (0..30).for_each(|_| trust.learn(3, 3));
+        assert_eq!(worth(&trust, 1, &cheap, 0.0), 8);
+        assert_eq!(worth(&trust, STEP_TOKENS_MAX - 2, &cheap, 0.0), 2, "a step is not longer than that");
         // Where a step takes as long as its tokens, nothing is worth it.
-        assert_eq!(guesser.worth(8, 1, &pace(|tokens| tokens as f64)), 0);
+        assert_eq!(worth(&trust, 1, &pace(|tokens| tokens as f64), 0.0), 0);
     }
 }

@@ -150,13 +150,15 @@ impl Tokenizer {
     }
 
     /// The ids of two texts that are looked at together, with the tokens around and between them that the vocabulary asks for,
-    /// and where the second one begins.
+    /// and where the second one begins for models that tell them apart: those with a WordPiece vocabulary.
     pub fn encode_pair(&self, first: &str, second: &str) -> (Vec<TokenId>, usize) {
         let mut ids = self.encode(first, EncodeOptions { add_special: true, parse_special: false });
         ids.extend(self.between);
         let start = ids.len();
         ids.extend(self.encode(second, EncodeOptions::default()));
         ids.extend(self.tail);
+        let tells_apart = matches!(self.model, Model::WordPiece(_));
+        let start = if tells_apart { start } else { ids.len() };
         (ids, start)
     }
 

@@ -54,6 +54,8 @@ pub struct Card {
     pub purpose: Purpose,
     /// Elements of an embedding, where the model makes some.
     pub embedding_len: Option<usize>,
+    /// Whether the scores it makes are probabilities.
+    pub scores_are_probabilities: bool,
     /// Seconds since 1970.
     pub created: u64,
     /// Tokens that one generation may hold, prompt included.

@@ -63,6 +63,7 @@ impl EngineBackend {
         let card = Card {
             purpose: model.purpose(),
             embedding_len: model.embedding_len(),
+            scores_are_probabilities: model.scores_are_probabilities(),
             context_tokens: worker.context_tokens(),
             context_tokens_trained: model.context_tokens(),
             vocabulary: model.vocabulary(),

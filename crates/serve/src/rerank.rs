@@ -142,7 +142,7 @@ fn answer(backend: &dyn Backend, request: &RerankRequest, scores: &[f32], tokens
     order.truncate(request.top.unwrap_or(order.len()));
     let text = |i: usize| request.with_documents.then(|| &*request.documents[i]);
     if request.is_tei {
-        let score = |i: usize| match request.raw_scores {
+        let score = |i: usize| match request.raw_scores || backend.card().scores_are_probabilities {
             true => scores[i],
             false => 1.0 / (1.0 + (-scores[i]).exp()),
         };

@@ -113,3 +113,22 @@ fn nobody_reading_is_no_failure() {
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     assert_eq!((child.wait().unwrap().code(), said.as_str()), (Some(0), ""));
 }
+
+#[test]
+fn a_draft_model_changes_nothing_of_what_is_said() {
+    let ask = |more: &[&str]| {
+        let usual = ["run", "--temperature", "0.7", "--seed", "5", "-n", "60", "what is dunlin?"];
+        stdout(&[&usual[..], more].concat(), "")
+    };
+    assert_eq!(ask(&["--draft", &demo()]), ask(&[]));
+    let refused = output(&["run", "--draft", "/nonexistent.gguf", "hello"], "");
+    assert_eq!(refused.status.code(), Some(3));
+    let Some(other) = shared("conformance/stories260K.gguf") else {
+        println!("skipped: no conformance/stories260K.gguf under DUNLIN_SHARED or ../shared");
+        return;
+    };
+    let refused = output(&["run", "--draft", &other, "hello"], "");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(4), "{said}");
+    assert!(said.contains("in the draft model stories260K") && said.contains("in dunlin-demo"), "{said}");
+}

@@ -132,6 +132,8 @@ pub(crate) struct Norms {
     pub(crate) mixed: Option<&'static str>,
     /// Of the residual stream, once the mixer has added to it.
     pub(crate) mixed_stream: Option<&'static str>,
+    /// Of that, once what the mixer worked on was added to it again.
+    pub(crate) mixed_stream_again: Option<&'static str>,
     pub(crate) before_feed_forward: BeforeFeedForward,
     /// Of what the feed-forward part adds to the residual stream.
     pub(crate) fed_forward: Option<&'static str>,
@@ -156,6 +158,7 @@ impl Norms {
         mixer: Some("attn_norm"),
         mixed: None,
         mixed_stream: None,
+        mixed_stream_again: None,
         before_feed_forward: BeforeFeedForward::Norm("ffn_norm"),
         fed_forward: None,
         fed_forward_stream: None,
@@ -512,6 +515,10 @@ impl Config {
         let causal = keys.flag("attention.causal", self.output == Output::Logits)?;
         let asked = keys.optional(KEY)?.filter(|&pooling| pooling != UNSPECIFIED);
         let pooling = match (asked, self.output) {
+            // Most converters do not say that they have made a reranker.
+            (None, output) if output != Output::Logits && is_reranker(keys) => {
+                return self.read_classifier(keys);
+            }
             (None | Some(0), Output::Logits) if causal => return Ok(()),
             (None, Output::Embedding(pooling) | Output::Score(pooling, _)) => pooling,
             (None, Output::Logits) => Pooling::Mean,
@@ -533,15 +540,26 @@ impl Config {
 
     /// A score in place of a vector.
     fn read_classifier(&mut self, keys: &Keys<'_>) -> Result<(), ModelError> {
+        const KEY: &str = "classifier.pooling_type";
         let causal = keys.flag("attention.causal", self.output == Output::Logits)?;
-        let (pooling, classifier) = match self.output {
+        let (usual, classifier) = match self.output {
             Output::Score(pooling, classifier) => (pooling, classifier),
             Output::Embedding(_) => {
                 (Pooling::First, Classifier { function: ClassifierFunction::Tanh, softmax: false })
             }
-            // Such models were made of ones that say "yes" or "no".
+            // Qwen's were made of models that say "yes" or "no".
             Output::Logits => {
-                (Pooling::Last, Classifier { function: ClassifierFunction::Tanh, softmax: true })
+                let softmax = self.family.name == "qwen3";
+                (Pooling::Last, Classifier { function: ClassifierFunction::Tanh, softmax })
+            }
+        };
+        let pooling = match keys.optional(KEY)? {
+            None => usual,
+            Some(1) => Pooling::Mean,
+            Some(2) => Pooling::First,
+            Some(3) => Pooling::Last,
+            Some(other) => {
+                return Err(keys.bad(KEY, other, "1 (mean), 2 (first) or 3 (last)".to_owned()));
             }
         };
         self.output = Output::Score(pooling, classifier);
@@ -703,6 +721,12 @@ pub(crate) fn windowed_layers(
     }
     let period = keys.or(KEY, period, LAYERS_MAX)?;
     Ok((0..layers).map(|layer| layer % period < period - 1).collect())
+}
+
+/// Whether an encoder's file has the matrix that leads to a score. Alone `cls.weight` may be what a model was trained with to guess words.
+fn is_reranker(keys: &Keys<'_>) -> bool {
+    let rows = |name: &str| keys.gguf.tensor(name).map(|t| t.info.shape.get(1).copied().unwrap_or(1));
+    keys.has_tensor("cls.output.weight") || rows("cls.weight") == Some(1)
 }
 
 /// What scores lose for each position that a key is away, by query head (ALiBi, Press, Smith and Lewis, 2022): powers of

@@ -204,6 +204,9 @@ impl<'a> Forward<'a> {
     ) {
         let config = &self.model.config.layers[i];
         let layer = &weights.parts.layers[i];
+        if layer.mixed_stream_norm_again.is_some() {
+            self.normed.clone_from(&self.stream);
+        }
         self.mix(i, weights, cache, tokens, kept);
         if config.norms.before_feed_forward == BeforeFeedForward::Parallel {
             // The feed-forward part sees the stream before anything is added to it.
@@ -217,6 +220,13 @@ impl<'a> Forward<'a> {
             );
         } else {
             self.norm_of_stream(layer.mixed_stream_norm.as_ref());
+            if layer.mixed_stream_norm_again.is_some() {
+                if let Some(Outputs { rows, .. }) = kept {
+                    self.normed.keep(rows);
+                }
+                ops::add(self.context(), &mut self.stream, &self.normed);
+                self.norm_of_stream(layer.mixed_stream_norm_again.as_ref());
+            }
             self.feed_forward(weights, config, layer, layer.feed_forward_norm.as_ref());
         }
         self.norm_of_stream(layer.fed_forward_stream_norm.as_ref());

@@ -101,6 +101,7 @@ pub(crate) struct Layer {
     pub(crate) mixer: Mixer,
     pub(crate) mixed_norm: Option<Norm>,
     pub(crate) mixed_stream_norm: Option<Norm>,
+    pub(crate) mixed_stream_norm_again: Option<Norm>,
     pub(crate) feed_forward_norm: Option<Norm>,
     pub(crate) feed_forward: FeedForward,
     pub(crate) fed_forward_norm: Option<Norm>,
@@ -463,6 +464,7 @@ impl Walk<'_> {
         self.gguf.reads_for(Part::Norms);
         let mixed_norm = norm(self, layer.norms.mixed)?;
         let mixed_stream_norm = norm(self, layer.norms.mixed_stream)?;
+        let mixed_stream_norm_again = norm(self, layer.norms.mixed_stream_again)?;
         let feed_forward_norm = match layer.feed_forward {
             config::FeedForward::None => None,
             _ => norm(self, before_feed_forward)?,
@@ -487,6 +489,7 @@ impl Walk<'_> {
             mixer,
             mixed_norm,
             mixed_stream_norm,
+            mixed_stream_norm_again,
             feed_forward_norm,
             feed_forward,
             fed_forward_norm,

@@ -131,9 +131,9 @@ fn pairs_have_what_their_vocabulary_puts_between() {
         ..bert.clone()
     };
     let expected = ["[CLS]", "▁a", "[SEP]", "[SEP]", "▁b", "[SEP]"];
-    check(&Tokenizer::new(&roberta).expect("sound"), &expected, 4);
+    check(&Tokenizer::new(&roberta).expect("sound"), &expected, 6);
     let plain = Vocabulary { add_separator: None, add_eos: None, ..roberta };
-    check(&Tokenizer::new(&plain).expect("sound"), &["[CLS]", "▁a", "▁b"], 2);
+    check(&Tokenizer::new(&plain).expect("sound"), &["[CLS]", "▁a", "▁b"], 3);
 }
 
 fn check(tokenizer: &Tokenizer, text: &str, options: EncodeOptions, expected: &[&str]) {

@@ -151,7 +151,9 @@ pub(super) fn build(vocabulary: &Vocabulary<'_>) -> Result<Tokenizer, TokenizerE
     let mut eos = vocabulary.eos;
     let mut tail = eos.filter(|_| vocabulary.add_eos == Some(true));
     let mut add_bos = vocabulary.add_bos.unwrap_or(true);
-    let mut between = vocabulary.separator.filter(|_| vocabulary.add_separator == Some(true));
+    // Older files of RoBERTa's vocabularies do not say what their models were trained with.
+    let roberta = matches!(vocabulary.pre, Some("jina-v1-en" | "jina-v2-code" | "roberta-bpe"));
+    let mut between = vocabulary.separator.filter(|_| vocabulary.add_separator.unwrap_or(roberta));
     let model = match vocabulary.model {
         "llama" => {
             bos = usual(bos, 1);

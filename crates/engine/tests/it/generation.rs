@@ -12,7 +12,7 @@ use engine::model::Model;
 use engine::tokenizer::EncodeOptions;
 use engine::{
     Engine, EngineConfig, Event, FinishReason, Finished, OpenOptions, Pool, Refused, Request, Sampling,
-    Ticket, Token, TokenId,
+    Speculation, Ticket, Token, TokenId,
 };
 
 /// How long an event may take before a test gives up on it.
@@ -21,11 +21,12 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 const TEXT: &str = "The pump in hall 3 ran at 41 degrees until noon. Then the pressure fell, and somebody closed the \
     second valve. Who was it, and what did the log say about the night before? List every sensor that was offline. ";
 
-fn model() -> Arc<Model> {
+pub(crate) const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../demo/dunlin-demo.gguf");
+
+pub(crate) fn model() -> Arc<Model> {
     static MODEL: OnceLock<Arc<Model>> = OnceLock::new();
     let open = || {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../demo/dunlin-demo.gguf");
-        let model = Model::open(&path, &OpenOptions::default(), &Pool::new(1), &mut |_| ());
+        let model = Model::open(Path::new(DEMO), &OpenOptions::default(), &Pool::new(1), &mut |_| ());
         Arc::new(model.expect("the demo model is sound"))
     };
     Arc::clone(MODEL.get_or_init(open))
@@ -194,8 +195,12 @@ fn a_request_gets_the_same_text_alone_and_among_sixteen() {
 
 #[test]
 fn usage_and_totals_count_what_was_computed() {
-    let one =
-        EngineConfig { parallel: 1, context_tokens: 512, speculation: false, ..EngineConfig::default() };
+    let one = EngineConfig {
+        parallel: 1,
+        context_tokens: 512,
+        speculation: Speculation::Off,
+        ..EngineConfig::default()
+    };
     let engine = start(one);
     let heard = generate(&engine, request(40, 7));
     assert_eq!(heard.tokens.len(), 7);

@@ -165,7 +165,7 @@ pub(crate) const ENCODERS: &[Species] = &[
     Species { family: "bert", keys: &[NO_GROUPS], optional: &[SEGMENTS] },
     Species {
         family: "bert",
-        keys: &[NO_GROUPS, ("pooling_type", Number(4))],
+        keys: &[NO_GROUPS, ("classifier.pooling_type", Number(1))],
         optional: &[
             SEGMENTS,
             ("cls.weight", &[64, 64]),
@@ -179,6 +179,7 @@ pub(crate) const ENCODERS: &[Species] = &[
         keys: &[NO_GROUPS],
         optional: &[("blk.0.ffn_gate.weight", &[64, 96]), ("blk.0.attn_q_norm.weight", &[64])],
     },
+    Species { family: "jina-bert-v2", keys: &[NO_GROUPS], optional: &[("blk.0.attn_norm_2.weight", &[64])] },
     species("jina-bert-v2", &[("attention.head_count", Number(6)), ("attention.head_count_kv", Number(6))]),
     species("jina-bert-v3", &[NO_GROUPS]),
     species("modern-bert", &[NO_GROUPS, WINDOWS[0], WINDOWS[1]]),

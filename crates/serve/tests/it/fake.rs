@@ -91,6 +91,7 @@ impl Fake {
             id: "shore/dunlin-1b".into(),
             aliases: vec!["dunlin".into()],
             purpose: script.purpose,
+            scores_are_probabilities: false,
             embedding_len: (script.purpose == Purpose::Embeds).then_some(EMBEDDING_LEN),
             created: 1_700_000_000,
             context_tokens: 512,

@@ -9,7 +9,7 @@ use kernels::ops::{ActivationFunction, NormKind};
 /// Positions are learned, one by one.
 pub(super) static FAMILY: Family = Family {
     name: "bert",
-    models: "BERT encoders: MiniLM, BGE, E5, GTE, MS MARCO rerankers",
+    models: "BERT encoders: MiniLM, BGE, E5, GTE",
     read: |keys, family| {
         let mut config = encoder(keys, family, Pairing::Halves)?;
         config.input.positions = true;
@@ -33,13 +33,12 @@ pub(super) static NOMIC: Family = Family {
 /// Scores fall with the distance, and gates where the file has some.
 pub(super) static JINA_2: Family = Family {
     name: "jina-bert-v2",
-    models: "Jina Embeddings 2, Jina Reranker 1",
+    models: "Jina Embeddings 2 and 2 Code, Jina Reranker 1",
     read: |keys, family| {
         let mut config = encoder(keys, family, Pairing::Halves)?;
         without_rotation(&mut config);
         if keys.has_tensor("blk.0.attn_norm_2.weight") {
-            let what = "jina-bert-v2 with a second norm after attention".to_owned();
-            return Err(ModelError::Unsupported { what });
+            config.set_norms(Norms { mixed_stream_again: Some("attn_norm_2"), ..Norms::OF_SUMS });
         }
         let normed = keys.has_tensor("blk.0.attn_q_norm.weight");
         for (_, attention) in config.attention_mut() {

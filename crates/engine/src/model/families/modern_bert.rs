@@ -19,8 +19,11 @@ pub(super) static FAMILY: Family = Family {
         config.input = Input { norm: Some("token_embd_norm"), ..Input::default() };
         config.ropes = config.ropes.into_iter().map(|rope| rope.without_factors()).collect();
         config.set_function(match keys.str("hidden_activation")? {
-            Some("silu") => ActivationFunction::Silu,
-            _ => ActivationFunction::ExactGelu,
+            None | Some("gelu" | "geglu") => ActivationFunction::ExactGelu,
+            Some("silu" | "swish" | "swiglu") => ActivationFunction::Silu,
+            Some(other) => {
+                return Err(keys.bad("hidden_activation", other, "gelu or silu".to_owned()));
+            }
         });
         if !keys.has_tensor("blk.0.attn_norm.weight")
             && let Some(first) = config.layers.first_mut()
@@ -37,13 +40,13 @@ pub(super) static FAMILY: Family = Family {
                     (0..layers).map(|layer| layer % period != 0).collect()
                 }
             };
-            let rope = config.ropes[0].clone();
-            let base = keys.positive("rope.freq_base_swa", rope.base)?;
-            config.set_windows(window, &windowed, Some(Rope { base, ..rope }));
+            let base = keys.positive("rope.freq_base_swa", 10_000.0)?;
+            let rope = Rope { base, ..config.ropes[0].clone() };
+            config.set_windows(window, &windowed, Some(rope));
         }
         config.output = Output::Embedding(Pooling::Mean);
         // Only rerankers are asked for a score.
-        if keys.optional("pooling_type")? == Some(4) {
+        if keys.optional("pooling_type")? == Some(4) || keys.has_tensor("cls.output.weight") {
             let classifier = Classifier { function: ClassifierFunction::Gelu, softmax: false };
             config.output = Output::Score(Pooling::Mean, classifier);
         }

@@ -144,7 +144,7 @@ impl Forward<'_> {
     fn keep_scores(&mut self, softmax: bool) {
         let context = self.context();
         let score = |row: &[f32]| {
-            if softmax { (row[0] - ops::log_sum_exp(context, row)).exp() } else { row[0] }
+            if softmax && row.len() > 1 { (row[0] - ops::log_sum_exp(context, row)).exp() } else { row[0] }
         };
         let scores: Vec<f32> = (0..self.pooled.count()).map(|t| score(self.pooled.row(t))).collect();
         self.pooled.reset(scores.len(), 1);
