@@ -12,8 +12,8 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use engine::gguf::Gguf;
 use engine::model::{Listener, News, Outline, Packing, Progress, Purpose};
 use engine::{
-    Encoder, EncoderConfig, Engine, EngineConfig, Isa, KvFormat, Model, OpenOptions, PAGE, Pool, Speculation,
-    check_draft,
+    ContextShift, Encoder, EncoderConfig, Engine, EngineConfig, Isa, KvFormat, Model, OpenOptions, PAGE,
+    Pool, Speculation, check_draft,
 };
 use serve::Worker;
 use std::env;
@@ -47,6 +47,21 @@ pub(crate) struct LoadArgs {
     /// context for each that computes at once]
     #[arg(long, value_name = "SIZE")]
     kv_memory: Option<Bytes>,
+
+    /// Where an answer with a number of tokens of its own does not fit into what is left of its context, drop the older half
+    /// of the conversation and go on, instead of ending. What was computed from what is gone stays
+    #[arg(long)]
+    context_shift: bool,
+
+    /// Tokens at the beginning of a conversation that --context-shift does not drop; 128 at least
+    #[arg(
+        long,
+        value_name = "TOKENS",
+        requires = "context_shift",
+        default_value_t = 0,
+        hide_default_value = true
+    )]
+    keep: usize,
 
     /// Do not guess tokens from what stood before in a conversation. Guesses are computed on trial, where that saves time, and
     /// change nothing of what is said
@@ -120,7 +135,9 @@ impl LoadArgs {
             self.kv_memory.map(|memory| cache_tokens(&outline, &config, memory)).transpose()?;
         let config = EngineConfig { cache_tokens, ..config };
         let speculation = if self.no_speculation { Speculation::Off } else { Speculation::WherePays };
-        let config = EngineConfig { speculation, ..config };
+        let shift = ContextShift { keep_tokens: self.keep };
+        let context_shift = self.context_shift.then_some(shift);
+        let config = EngineConfig { speculation, context_shift, ..config };
         if self.draft.is_some() && outline.purpose != Purpose::Generates {
             let message = format!("{} {}; there is nothing to guess", source.name(), outline.purpose);
             return Err(CliError::new(Kind::Usage, message).with_hint("leave out --draft"));
@@ -460,6 +477,8 @@ mod tests {
             kv_memory: None,
             no_speculation: false,
             draft: None,
+            context_shift: false,
+            keep: 0,
             keep_kv: false,
             no_cache: true,
             no_memory_check: true,

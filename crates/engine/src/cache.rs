@@ -16,6 +16,7 @@ use crate::request::TokenId;
 use kernels::attention::{KvFormat, KvLayer, KvShape, PAGE};
 use kernels::recurrent::{StateLayer, StateShape};
 use prefixes::{Prefixes, Unused};
+use std::ops::Range;
 
 /// States that are kept beside those of running sequences, for so many sequences.
 pub fn states_kept(sequences: usize) -> usize {
@@ -256,6 +257,27 @@ impl KvCache {
         let unused = self.prefixes.insert(tokens, &sequence.pages, &sequence.states);
         self.take_back(unused);
         self.free_slots.push(sequence.slot);
+    }
+
+    /// Takes some of a sequence's pages out of its middle; those after them become its own, so that what they hold may be
+    /// changed. `false` where there is no room for that: the sequence can only be discarded then.
+    pub(crate) fn cut(&mut self, sequence: &mut Sequence, pages: Range<usize>) -> bool {
+        let start = pages.start;
+        let states = std::mem::take(&mut sequence.states).into_iter().map(|(_, slot)| slot).collect();
+        let cut = sequence.pages.drain(pages).collect();
+        self.take_back(Unused { pages: cut, slots: states });
+        for page in &mut sequence.pages[start..] {
+            if self.uses[*page as usize] == 1 {
+                continue;
+            }
+            while self.free.is_empty() && self.forget() {}
+            let Some(own) = self.free.pop() else { return false };
+            self.uses[own as usize] = 1;
+            self.copy_page(*page as usize, own as usize);
+            let shared = std::mem::replace(page, own);
+            self.release(shared);
+        }
+        true
     }
 
     /// Takes a sequence's memory back and forgets what is in it.

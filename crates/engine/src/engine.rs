@@ -27,6 +27,9 @@ pub struct EngineConfig {
     pub cache_tokens: Option<usize>,
     /// Whether tokens are guessed, from what stood before or by a draft model. What is said is the same.
     pub speculation: Speculation,
+    /// What becomes of a generation that may have more tokens than its context has left; `None`: it ends when the context is
+    /// full.
+    pub context_shift: Option<ContextShift>,
     /// Where the cache is kept over a restart.
     pub saved_cache: Option<PathBuf>,
     /// The most that is written there.
@@ -39,6 +42,15 @@ pub struct EngineConfig {
     pub prefill_tokens_max: usize,
     /// Prompt tokens in a step while someone is: what a newcomer may delay others by.
     pub prefill_tokens_beside_decode_max: usize,
+}
+
+/// A full context loses the older half of what is behind its beginning, and the generation goes on. Keys of what is left are
+/// turned to their new positions; what was computed from the tokens that are gone stays as it was, so what is said may not be
+/// what the model would say to the text that is left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ContextShift {
+    /// Tokens at the beginning that stay, rounded up to whole pages of the cache, one at least.
+    pub keep_tokens: usize,
 }
 
 /// When tokens are guessed.
@@ -59,6 +71,7 @@ impl Default for EngineConfig {
             parallel: 4,
             cache_tokens: None,
             speculation: Speculation::default(),
+            context_shift: None,
             saved_cache: None,
             saved_bytes_max: 2 << 30,
             kv_format: KvFormat::default(),

@@ -19,7 +19,7 @@ pub mod tokenizer;
 
 pub use cache::{KvCache, SavedError, Sequence, states_kept};
 pub use encoder::{Encoded, EncodedSink, Encoder, EncoderConfig, normalize};
-pub use engine::{Engine, EngineConfig, Speculation};
+pub use engine::{ContextShift, Engine, EngineConfig, Speculation};
 pub use kernels::attention::{KvFormat, PAGE};
 pub use kernels::{Isa, Pool};
 pub use model::{Model, ModelError, OpenOptions};

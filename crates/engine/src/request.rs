@@ -138,6 +138,8 @@ pub struct Usage {
     /// Of these, how many were in the cache already.
     pub cached_tokens: usize,
     pub completion_tokens: usize,
+    /// Tokens that a full context lost so that the generation could go on.
+    pub dropped_tokens: usize,
     /// Tokens that were guessed and computed on trial, and how many of these came true.
     pub guessed_tokens: usize,
     pub true_guesses: usize,

@@ -55,8 +55,11 @@ struct Slot {
     sampler: Sampler,
     text: TextOut,
     sequence: Sequence,
-    /// Prompt, then what was generated.
+    /// Prompt, then what was generated, without what a full context has lost.
     tokens: Vec<TokenId>,
+    generated: usize,
+    /// How many tokens its context has lost.
+    dropped: usize,
     /// How many of `tokens` are in the cache.
     computed: usize,
     /// Lengths at which the state is kept, the last first.
@@ -78,10 +81,6 @@ struct Slot {
 }
 
 impl Slot {
-    fn generated(&self) -> usize {
-        self.tokens.len() - self.request.prompt.len()
-    }
-
     /// Tokens that have to be computed before the next one can be chosen.
     fn left(&self) -> usize {
         self.tokens.len() - self.computed
@@ -93,7 +92,7 @@ impl Slot {
     }
 
     fn is_prefilling(&self) -> bool {
-        self.generated() == 0
+        self.generated == 0
     }
 
     /// Reports the end.
@@ -111,7 +110,8 @@ impl Slot {
         let usage = Usage {
             prompt_tokens: self.request.prompt.len(),
             cached_tokens: self.sequence.known(),
-            completion_tokens: self.generated(),
+            completion_tokens: self.generated,
+            dropped_tokens: self.dropped,
             guessed_tokens: self.guessed.all,
             true_guesses: self.guessed.true_ones,
         };
@@ -209,7 +209,7 @@ impl<'a> Scheduler<'a> {
         for mut slot in slots {
             let text = slot.text.finish();
             slot.finish(FinishReason::Cancelled, text);
-            self.cache.close(slot.sequence, &slot.tokens[..slot.computed]);
+            self.close(slot);
         }
         for pending in self.delayed.take().into_iter().chain(self.inbox.take_all()) {
             pending.finish(FinishReason::Cancelled);
@@ -225,19 +225,22 @@ impl<'a> Scheduler<'a> {
         }
         let prompt = pending.request.prompt.len();
         let room = self.config.context_tokens - prompt;
-        let completion_max = pending.request.max_tokens.unwrap_or(room).min(room);
+        let completion_max = match (pending.request.max_tokens, self.config.context_shift) {
+            (Some(most), Some(_)) => most,
+            (most, _) => most.unwrap_or(room).min(room),
+        };
         if completion_max == 0 {
             pending.finish(FinishReason::Length);
             return None;
         }
         // The last token is never computed, only chosen.
-        let Some(sequence) = self.cache.resume(&pending.request.prompt, prompt + completion_max - 1) else {
+        let positions = (prompt + completion_max - 1).min(self.config.context_tokens);
+        let Some(sequence) = self.cache.resume(&pending.request.prompt, positions) else {
             assert!(!self.slots.is_empty(), "the cache has room for a whole context");
             return Some(pending);
         };
         let computed = sequence.known();
         self.inbox.update(|stats| stats.cached_tokens_total += computed as u64);
-        let positions = prompt + completion_max - 1;
         let draft = self.drafter.as_mut().and_then(|d| d.open(&pending.request.prompt, positions));
         let Pending { request, sink, cancelled, submitted, seed } = pending;
         self.slots.push(Slot {
@@ -247,6 +250,8 @@ impl<'a> Scheduler<'a> {
             text: TextOut::new(&request.stop),
             sequence,
             tokens: request.prompt.clone(),
+            generated: 0,
+            dropped: 0,
             computed,
             keep_at: self.keep_at(prompt, computed),
             // A state cannot be taken back to before a guess that was wrong.
@@ -295,7 +300,52 @@ impl<'a> Scheduler<'a> {
         if let Some((drafter, draft)) = self.drafter.as_mut().zip(slot.draft.take()) {
             drafter.close(draft, &slot.tokens);
         }
-        self.cache.close(slot.sequence, &slot.tokens[..slot.computed]);
+        self.close(slot);
+    }
+
+    /// Gives back what a slot has of the cache, for others that begin alike.
+    fn close(&mut self, slot: Slot) {
+        match slot.dropped {
+            0 => self.cache.close(slot.sequence, &slot.tokens[..slot.computed]),
+            // What it holds was not computed from these tokens alone.
+            _ => self.cache.discard(slot.sequence),
+        }
+    }
+
+    /// Makes room in contexts that are full, or ends generations where that cannot be.
+    fn shift_full(&mut self) {
+        for i in (0..self.slots.len()).rev() {
+            if self.slots[i].tokens.len() > self.config.context_tokens && !self.shift(i) {
+                let text = self.slots[i].text.finish();
+                self.retire(i, FinishReason::Length, text);
+            }
+        }
+    }
+
+    /// Takes the older half of what is behind the beginning of slot `i`'s context away; `false` where that cannot be.
+    fn shift(&mut self, i: usize) -> bool {
+        let slot = &mut self.slots[i];
+        let full = self.config.context_tokens / PAGE;
+        let keep_tokens = self.config.context_shift.map_or(0, |shift| shift.keep_tokens);
+        let keep = keep_tokens.div_ceil(PAGE).clamp(1, full.saturating_sub(1).max(1));
+        if keep >= full {
+            return false;
+        }
+        let pages = keep..keep + ((full - keep) / 2).max(1);
+        let lost = pages.len() * PAGE;
+        slot.tokens.drain(pages.start * PAGE..pages.end * PAGE);
+        slot.computed -= lost;
+        slot.dropped += lost;
+        // Where tokens stood before is no longer where they stand.
+        slot.guesser = slot.guesser.as_ref().map(|_| Guesser::new());
+        if let Some((drafter, draft)) = self.drafter.as_mut().zip(slot.draft.take()) {
+            drafter.forget(draft);
+        }
+        if !self.cache.cut(&mut slot.sequence, pages) {
+            return false;
+        }
+        self.forward.turn_back(&mut self.cache, &slot.sequence.pages()[keep..], lost);
+        self.cache.reserve(&mut slot.sequence, self.config.context_tokens)
     }
 
     /// Decides what each slot computes in this step; what was left of the last is gone.
@@ -322,7 +372,9 @@ impl<'a> Scheduler<'a> {
             }
             slot.step.extend(slot.tokens.last());
             // The last token that may be generated is not computed.
-            let most = GUESSES_MAX.min(slot.completion_max - slot.generated() - 1);
+            let most = (slot.completion_max - slot.generated - 1)
+                .min(self.config.context_tokens - slot.tokens.len())
+                .min(GUESSES_MAX);
             if !only_generating {
                 continue;
             }
@@ -397,6 +449,10 @@ impl<'a> Scheduler<'a> {
     }
 
     fn step(&mut self) {
+        self.shift_full();
+        if self.slots.is_empty() {
+            return;
+        }
         self.share_out();
         let now = Instant::now();
         let mut batch = Vec::with_capacity(self.slots.len());
@@ -438,12 +494,12 @@ impl<'a> Scheduler<'a> {
         let mut generated = 0;
         for &(i, row) in &who {
             let slot = &mut self.slots[i];
-            let before = slot.generated();
+            let before = slot.generated;
             let rows = (row..).map(|row| logits.row(row));
             if let Some((reason, text)) = generate(slot, self.tokenizer, &self.ends, context, rows) {
                 ended.push((i, reason, text));
             }
-            generated += slot.generated() - before;
+            generated += slot.generated - before;
         }
         self.inbox.update(|stats| {
             stats.steps_total += 1;
@@ -522,6 +578,7 @@ fn generate_one(
     slot.first_token.get_or_insert(at);
     slot.last_token = Some(at);
     slot.tokens.push(id);
+    slot.generated += 1;
     if tokenizer.is_end(id) {
         // The end is counted, like every token that was computed, but it has no text.
         let text = slot.text.finish();
@@ -535,5 +592,5 @@ fn generate_one(
     if let Some(stop) = stop {
         return Some((FinishReason::StopString(stop), String::new()));
     }
-    (slot.generated() == slot.completion_max).then(|| (FinishReason::Length, slot.text.finish()))
+    (slot.generated == slot.completion_max).then(|| (FinishReason::Length, slot.text.finish()))
 }

@@ -13,9 +13,11 @@
 
 mod cache;
 mod store;
+mod turn;
 
 pub use cache::{KvFormat, KvLayer, KvShape};
 pub use store::{HeadNorms, Pairing, Preparation, Rotary, rotate_and_store};
+pub use turn::turn_pages;
 
 use crate::Context;
 use crate::elementwise;

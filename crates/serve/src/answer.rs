@@ -79,6 +79,13 @@ pub(crate) struct Timings {
     /// Tokens that were guessed, and how many of these came true.
     draft_n: usize,
     draft_n_accepted: usize,
+    /// Tokens that a full context lost so that the answer could go on.
+    #[serde(skip_serializing_if = "is_zero")]
+    shifted_n: usize,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 impl Timings {
@@ -99,6 +106,7 @@ impl Timings {
             predicted_per_second: ratio(decoded as f64, timing.decode.as_secs_f64()),
             draft_n: usage.guessed_tokens,
             draft_n_accepted: usage.true_guesses,
+            shifted_n: usage.dropped_tokens,
         }
     }
 }

@@ -676,6 +676,15 @@ impl Mixer {
         }
     }
 
+    /// The place of its rotary embedding, where it has one.
+    pub(crate) fn rope(&self) -> Option<usize> {
+        match self {
+            Mixer::Attention(attention) => attention.rope,
+            Mixer::Latent(latent) => Some(latent.rope),
+            Mixer::ShortConvolution(_) | Mixer::Mamba(_) | Mixer::DeltaNet(_) => None,
+        }
+    }
+
     /// What is kept of a token, where it is kept by itself.
     pub(crate) fn kv_heads(&self) -> Option<KvHeads> {
         match self {

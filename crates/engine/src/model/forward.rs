@@ -13,10 +13,11 @@ pub use encode::Text;
 
 use super::Model;
 use super::config::BeforeFeedForward;
-use super::weights::{Head, Linear, Norm, Weights};
-use crate::cache::{KvCache, Sequence};
+use super::rope::Rope;
+use super::weights::{Head, Linear, Norm, RopeTable, Weights};
+use crate::cache::{KvCache, LayerCache, Sequence};
 use crate::request::TokenId;
-use kernels::attention::{Chunk, Rotary};
+use kernels::attention::{Chunk, Rotary, turn_pages};
 use kernels::ops::{self, Product, Rows, kinds_for};
 use kernels::panel::Kinds;
 use kernels::recurrent::Span;
@@ -124,6 +125,27 @@ impl<'a> Forward<'a> {
             // What was wrong is overwritten: a step reads no keys and values but its own and those of earlier steps.
             if model.store.confirm(&weights) {
                 return &self.logits;
+            }
+        }
+    }
+
+    /// Makes the keys of whole pages count for positions that are `distance` less.
+    ///
+    /// # Panics
+    /// If there is no such page, or a page comes twice.
+    pub(crate) fn turn_back(&self, cache: &mut KvCache, pages: &[u32], distance: usize) {
+        let weights = self.model.store.weights();
+        let ropes = self.model.config.ropes.iter().zip(&weights.parts.ropes);
+        let turn = |(rope, table): (&Rope, &RopeTable)| {
+            let (frequencies, _) = table.for_context(self.context_tokens);
+            let back: Vec<f32> = frequencies.iter().map(|frequency| -frequency).collect();
+            // They are as long as they should be already.
+            Rotary::new(rope.pairing, &back, 1.0, std::iter::once(distance))
+        };
+        let turns: Vec<Rotary> = ropes.map(turn).collect();
+        for (i, layer) in self.model.config.layers.iter().enumerate() {
+            if let (Some(rope), LayerCache::Kv(kv)) = (layer.mixer.rope(), cache.layer_mut(i)) {
+                turn_pages(self.context(), kv, &turns[rope], pages);
             }
         }
     }

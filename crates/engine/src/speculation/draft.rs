@@ -143,6 +143,11 @@ impl<'a> Drafter<'a> {
         self.cache.close(draft.sequence, &tokens[..draft.computed]);
     }
 
+    /// Takes back what was opened for a sequence that is no longer what it was.
+    pub(crate) fn forget(&mut self, draft: Draft) {
+        self.cache.discard(draft.sequence);
+    }
+
     /// The time of a guess over that of a step with one token, which takes `step` seconds where that is known.
     pub(crate) fn cost(&self, step: Option<f64>) -> f64 {
         match step {

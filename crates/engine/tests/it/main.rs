@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 mod allocations;
 mod batches;
+mod context_shift;
 mod encoders;
 mod families_page;
 mod generation;

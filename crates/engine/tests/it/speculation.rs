@@ -19,7 +19,7 @@ fn open(gguf: Gguf) -> Arc<Model> {
 }
 
 /// The first layer of the demo model, which sometimes says what all of it does.
-fn one_layer() -> Arc<Model> {
+pub(crate) fn one_layer() -> Arc<Model> {
     const KEY: &[u8] = b"llama.block_count";
     let mut bytes = fs::read(DEMO).expect("the demo model");
     let key = bytes.windows(KEY.len()).position(|window| window == KEY).expect("a number of layers");

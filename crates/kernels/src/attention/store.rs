@@ -46,7 +46,7 @@ impl Rotary {
         Self { pairing, dims: frequencies.len() * 2, cos_sin }
     }
 
-    fn turn(&self, token: usize, head: &mut [f32]) {
+    pub(super) fn turn(&self, token: usize, head: &mut [f32]) {
         let half = self.dims / 2;
         let turns = &self.cos_sin[token * half..][..half];
         match self.pairing {
@@ -251,7 +251,7 @@ unsafe fn store_quantized(
 }
 
 /// Up to 32 floats, filled up with zeros, as `d * q`; the nearest to each that the rounded scale allows.
-fn quantize(x: &[f32]) -> ([i8; GROUP], f16) {
+pub(super) fn quantize(x: &[f32]) -> ([i8; GROUP], f16) {
     let mut group = [0f32; GROUP];
     group[..x.len()].copy_from_slice(x);
     // SAFETY: nothing in particular is needed.

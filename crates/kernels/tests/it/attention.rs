@@ -2,7 +2,7 @@ use crate::{Random, for_each_isa};
 use half::{bf16, f16};
 use kernels::attention::{
     Chunk, HeadNorms, KvFormat, KvLayer, KvShape, Mask, PAGE, Pairing, Preparation, Rotary, Scoring, attend,
-    rotate_and_store,
+    rotate_and_store, turn_pages,
 };
 use kernels::ops::Rows;
 use kernels::{Context, Pool};
@@ -300,6 +300,63 @@ fn queries_and_keys_are_normed_and_scaled() {
             rotate_and_store(context, &mut q, &mut k, &v, preparation, &mut layer, &chunk);
             assert!(q.row(1).chunks(query_len).all(|part| (mean(part) - 9.0).abs() < 1e-4));
             assert!(k.row(2).chunks(key_len).all(|part| (mean(part) - 4.0).abs() < 1e-5));
+        }
+    });
+}
+
+#[test]
+fn keys_turned_back_are_those_of_earlier_positions() {
+    for_each_isa("keys_turned_back_are_those_of_earlier_positions", |context| {
+        let (tokens, distance, dim) = (2 * PAGE, 3 * PAGE, 48);
+        let frequencies: Vec<f32> = (0..18).map(|i| 10f32.powf(-(i as f32) / 6.0)).collect();
+        let back: Vec<f32> = frequencies.iter().map(|frequency| -frequency).collect();
+        for format in KvFormat::ALL {
+            for pairing in [Pairing::Adjacent, Pairing::Halves] {
+                let case = Case { format, heads: 2, group: 2, dim, value_dim: dim, tokens, ..PLAIN };
+                let [q, k, v] = random_input(&case);
+                // Attention of queries that are turned for the same positions in both.
+                let attended = |first: usize, is_turned: bool| {
+                    let mut layer = KvLayer::new(case.shape(3));
+                    let turn = |first: usize| {
+                        let positions = (0..tokens).map(|position| position + first);
+                        Rotary::new(pairing, &frequencies, 1.0, positions)
+                    };
+                    let chunk = [Chunk { row: 0, tokens, position: 0, pages: &[2, 0] }];
+                    let (mut keys, mut queries) = (k.clone(), q.clone());
+                    let rotary = turn(first);
+                    let preparation = Preparation { rotary: Some(&rotary), ..Preparation::default() };
+                    rotate_and_store(context, &mut q.clone(), &mut keys, &v, preparation, &mut layer, &chunk);
+                    if is_turned {
+                        let rotary = Rotary::new(pairing, &back, 1.0, std::iter::once(distance));
+                        turn_pages(context, &mut layer, &rotary, &[0, 2]);
+                    }
+                    // The queries go through a layer of their own.
+                    let rotary = turn(0);
+                    let preparation = Preparation { rotary: Some(&rotary), ..Preparation::default() };
+                    let mut other = KvLayer::new(case.shape(3));
+                    rotate_and_store(
+                        context,
+                        &mut queries,
+                        &mut k.clone(),
+                        &v,
+                        preparation,
+                        &mut other,
+                        &chunk,
+                    );
+                    let mut out = Rows::new(tokens, 4 * dim);
+                    attend(context, &layer, &queries, Scoring::causal(case.scale()), &chunk, &mut out);
+                    (0..tokens).flat_map(|t| out.row(t).to_vec()).collect::<Vec<f32>>()
+                };
+                let (got, want) = (attended(distance, true), attended(0, false));
+                let error: f32 = got.iter().zip(&want).map(|(a, b)| (a - b).powi(2)).sum();
+                let size: f32 = want.iter().map(|x| x * x).sum();
+                let allowed = match format {
+                    KvFormat::F32 => 1e-9,
+                    KvFormat::F16 => 1e-6,
+                    KvFormat::BF16 | KvFormat::Q8_0 => 1e-4,
+                };
+                assert!(error < allowed * size, "{format} {pairing:?}: {error} of {size}");
+            }
         }
     });
 }
