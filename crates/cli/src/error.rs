@@ -81,13 +81,15 @@ impl<E: Into<anyhow::Error>> From<E> for CliError {
     }
 }
 
+const DRAFT_HINT: &str = "a draft model is a smaller one of the same series, which has the same vocabulary";
+
 /// Kind and hint of the innermost error that says something about them.
 fn classify(error: &anyhow::Error) -> (Kind, Option<&'static str>) {
     let known = |cause: &(dyn std::error::Error + 'static)| {
         let of_gguf = cause.downcast_ref::<GgufError>().map(gguf);
         let of_model = cause.downcast_ref::<ModelError>().map(model);
         let of_listen = cause.downcast_ref::<ListenError>().map(listen);
-        let of_draft = cause.downcast_ref::<DraftError>().map(draft);
+        let of_draft = cause.downcast_ref::<DraftError>().map(|_| (Kind::Model, Some(DRAFT_HINT)));
         let of_refused = cause.downcast_ref::<Refused>().map(refused);
         let of_io = cause.downcast_ref::<io::Error>().map(input_output);
         of_gguf.or(of_model).or(of_draft).or(of_listen).or(of_refused).or(of_io)
@@ -128,14 +130,6 @@ fn model(error: &ModelError) -> (Kind, Option<&'static str>) {
         }
         _ => (Kind::Model, None),
     }
-}
-
-fn draft(error: &DraftError) -> (Kind, Option<&'static str>) {
-    let hint = match error {
-        DraftError::StatesOfModel { .. } => "leave out --draft: this model goes without guesses",
-        _ => "a draft model is a smaller one of the same series, which has the same vocabulary",
-    };
-    (Kind::Model, Some(hint))
 }
 
 fn listen(error: &ListenError) -> (Kind, Option<&'static str>) {

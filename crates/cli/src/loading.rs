@@ -215,7 +215,7 @@ fn cache_tokens(outline: &Outline, config: &EngineConfig, memory: Bytes) -> Resu
         // All that grows with a conversation are the numbers of its pages.
         return Ok(wanted.saturating_mul(config.parallel));
     }
-    let states = outline.state_bytes.saturating_mul(states(config));
+    let states = outline.state_bytes.saturating_mul(engine::state_slots(config.parallel) as u64);
     let page_bytes = outline.kv_bytes(config.kv_format, PAGE) - outline.state_bytes;
     let pages = (memory.0.saturating_sub(states) / page_bytes).min(KV_PAGES_MAX) as usize;
     if pages * PAGE >= wanted {
@@ -230,11 +230,6 @@ fn cache_tokens(outline: &Outline, config: &EngineConfig, memory: Bytes) -> Resu
 
 /// The most pages that a cache is made of, whatever memory there is.
 const KV_PAGES_MAX: u64 = 1 << 24;
-
-/// Sequences whose states have a place.
-fn states(config: &EngineConfig) -> u64 {
-    (config.parallel + engine::states_kept(config.parallel)) as u64
-}
 
 /// What comes of more threads than a quota of `quota` processors keeps running; one there must be.
 fn over_quota(threads: usize, quota: f64) -> Option<String> {
@@ -265,7 +260,8 @@ struct Needs {
 impl Needs {
     fn new(outline: &Outline, config: &EngineConfig) -> Self {
         let pages = outline.kv_bytes(config.kv_format, config.cache_tokens()) - outline.state_bytes;
-        let kv_bytes = pages.saturating_add(outline.state_bytes.saturating_mul(states(config)));
+        let kv_bytes = pages
+            .saturating_add(outline.state_bytes.saturating_mul(engine::state_slots(config.parallel) as u64));
         Self { weight_bytes: outline.packed_bytes, kv_bytes }
     }
 

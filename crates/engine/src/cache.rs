@@ -18,8 +18,13 @@ use kernels::recurrent::{StateLayer, StateShape};
 use prefixes::{Prefixes, Unused};
 use std::ops::Range;
 
-/// States that are kept beside those of running sequences, for so many sequences.
-pub fn states_kept(sequences: usize) -> usize {
+/// States that a cache for so many sequences has room for: of each its own and one beside it while a step guesses, and those
+/// that are kept.
+pub fn state_slots(sequences: usize) -> usize {
+    2 * sequences + states_kept(sequences)
+}
+
+fn states_kept(sequences: usize) -> usize {
     2 * sequences + 2
 }
 
@@ -57,6 +62,8 @@ pub(crate) enum LayerCache {
 pub struct Sequence {
     pages: Vec<u32>,
     slot: u32,
+    /// Where the next step puts the state, if not in its place.
+    beside: Option<u32>,
     /// Tokens at its beginning that need not be computed.
     known: usize,
     /// Slots of states after so many tokens.
@@ -68,8 +75,14 @@ impl Sequence {
         &self.pages
     }
 
+    /// Where its state is.
     pub(crate) fn slot(&self) -> usize {
         self.slot as usize
+    }
+
+    /// Where its state will be after the next step.
+    pub(crate) fn next_slot(&self) -> usize {
+        self.beside.unwrap_or(self.slot) as usize
     }
 
     /// Tokens at its beginning that were known when it was opened.
@@ -84,7 +97,7 @@ impl KvCache {
         // One more than may be in use, for when a page is copied and all others are.
         let pages = tokens.div_ceil(PAGE).max(1) + 1;
         let kept_max = states_kept(sequences);
-        let slots = sequences + kept_max;
+        let slots = state_slots(sequences);
         let layer = |(kv, state): (Option<KvShape>, Option<StateShape>)| match (kv, state) {
             (Some(shape), _) => LayerCache::Kv(KvLayer::new(shape)),
             (None, Some(shape)) => LayerCache::State(StateLayer::new(shape)),
@@ -143,7 +156,7 @@ impl KvCache {
     /// If there are more sequences than the cache is for.
     pub fn open(&mut self) -> Sequence {
         let slot = self.free_slots.pop().expect("no more sequences than the cache is for");
-        Sequence { pages: Vec::new(), slot, known: 0, states: Vec::new() }
+        Sequence { pages: Vec::new(), slot, beside: None, known: 0, states: Vec::new() }
     }
 
     /// Room for a sequence that begins with `tokens` and may grow to `positions`. What is known of all of them but the last,
@@ -225,6 +238,22 @@ impl KvCache {
         }
     }
 
+    /// Lets the next step put a sequence's state beside the one that is there, which stays until [`KvCache::settle`]. Does
+    /// nothing for models without such states.
+    pub(crate) fn step_beside(&mut self, sequence: &mut Sequence) {
+        if self.has_states && sequence.beside.is_none() {
+            sequence.beside = Some(self.free_slots.pop().expect("each sequence may have two"));
+        }
+    }
+
+    /// Of two states of a sequence, keeps the one after the last step, or the one before it.
+    pub(crate) fn settle(&mut self, sequence: &mut Sequence, after: bool) {
+        if let Some(beside) = sequence.beside.take() {
+            let other = if after { std::mem::replace(&mut sequence.slot, beside) } else { beside };
+            self.free_slots.push(other);
+        }
+    }
+
     /// Keeps the states of a sequence as they are after `computed` tokens, so that others can go on from there. Does nothing
     /// for models without such states, nor where all that may be kept is wanted by running sequences.
     pub fn keep_state(&mut self, sequence: &mut Sequence, computed: usize) {
@@ -251,6 +280,7 @@ impl KvCache {
         if tokens.is_empty() {
             return self.discard(sequence);
         }
+        self.settle(&mut sequence, false);
         self.keep_state(&mut sequence, tokens.len());
         let beyond = sequence.pages.split_off(tokens.len().div_ceil(PAGE));
         beyond.into_iter().for_each(|page| self.release(page));
@@ -281,7 +311,8 @@ impl KvCache {
     }
 
     /// Takes a sequence's memory back and forgets what is in it.
-    pub fn discard(&mut self, sequence: Sequence) {
+    pub fn discard(&mut self, mut sequence: Sequence) {
+        self.settle(&mut sequence, false);
         let Sequence { pages, slot, states, .. } = sequence;
         self.take_back(Unused { pages, slots: states.into_iter().map(|(_, slot)| slot).collect() });
         self.free_slots.push(slot);

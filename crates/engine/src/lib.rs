@@ -17,7 +17,7 @@ pub mod template;
 mod text;
 pub mod tokenizer;
 
-pub use cache::{KvCache, SavedError, Sequence, states_kept};
+pub use cache::{KvCache, SavedError, Sequence, state_slots};
 pub use encoder::{Encoded, EncodedSink, Encoder, EncoderConfig, normalize};
 pub use engine::{ContextShift, Engine, EngineConfig, Speculation};
 pub use kernels::attention::{KvFormat, PAGE};

@@ -254,9 +254,7 @@ impl<'a> Scheduler<'a> {
             dropped: 0,
             computed,
             keep_at: self.keep_at(prompt, computed),
-            // A state cannot be taken back to before a guess that was wrong.
-            guesser: (self.config.speculation != Speculation::Off && !self.cache.has_states())
-                .then(Guesser::new),
+            guesser: (self.config.speculation != Speculation::Off).then(Guesser::new),
             draft,
             is_drafted: false,
             step: Vec::new(),
@@ -358,7 +356,7 @@ impl<'a> Scheduler<'a> {
         let mut left = budget;
         // Beside a prompt, whose tokens take their time anyway, nothing is guessed.
         let only_generating = generating == self.slots.len();
-        let mut tokens = generating;
+        let mut tokens = self.slots.iter().filter(|s| !s.is_prefilling()).map(Slot::left).sum();
         let cost = self.drafter.as_ref().map(|drafter| drafter.cost(self.pace.of_one()));
         let mut wishes = Vec::new();
         for (i, slot) in self.slots.iter_mut().enumerate() {
@@ -370,7 +368,8 @@ impl<'a> Scheduler<'a> {
                 slot.step.extend(&slot.tokens[slot.computed..][..share]);
                 continue;
             }
-            slot.step.extend(slot.tokens.last());
+            // Besides the last token those from which a state was taken back.
+            slot.step.extend(&slot.tokens[slot.computed..]);
             // The last token that may be generated is not computed.
             let most = (slot.completion_max - slot.generated - 1)
                 .min(self.config.context_tokens - slot.tokens.len())
@@ -456,17 +455,19 @@ impl<'a> Scheduler<'a> {
         self.share_out();
         let now = Instant::now();
         let mut batch = Vec::with_capacity(self.slots.len());
-        // Which slots have logits, how many tokens there are, and which of their rows come first.
+        // Which slots have logits, and which of their rows come first.
         let mut who = Vec::with_capacity(self.slots.len());
-        let (mut prompt_tokens, mut outputs) = (0, 0);
+        let (mut tokens, mut prompt_tokens, mut outputs) = (0, 0, 0);
         for (i, slot) in self.slots.iter_mut().enumerate().filter(|(_, slot)| !slot.step.is_empty()) {
             slot.started.get_or_insert(now);
-            let own = if !slot.is_prefilling() {
-                slot.step.len()
-            } else {
+            tokens += slot.step.len();
+            if slot.is_prefilling() {
                 prompt_tokens += slot.step.len();
-                usize::from(slot.step.len() == slot.left())
-            };
+            } else if slot.step.len() > slot.left() {
+                self.cache.step_beside(&mut slot.sequence);
+            }
+            // After the last token that is known, and after each guess.
+            let own = (slot.step.len() + 1).saturating_sub(slot.left());
             if own > 0 {
                 who.push((i, outputs));
                 outputs += own;
@@ -481,7 +482,7 @@ impl<'a> Scheduler<'a> {
         let context = self.forward.context();
         let logits = self.forward.step(&batch, &mut self.cache);
         if prompt_tokens == 0 {
-            self.pace.learn(outputs, now.elapsed());
+            self.pace.learn(tokens, now.elapsed());
         }
         for slot in self.slots.iter_mut().filter(|slot| slot.is_prefilling()) {
             slot.computed += slot.step.len();
@@ -496,7 +497,8 @@ impl<'a> Scheduler<'a> {
             let slot = &mut self.slots[i];
             let before = slot.generated;
             let rows = (row..).map(|row| logits.row(row));
-            if let Some((reason, text)) = generate(slot, self.tokenizer, &self.ends, context, rows) {
+            let end = generate(slot, &mut self.cache, self.tokenizer, &self.ends, context, rows);
+            if let Some((reason, text)) = end {
                 ended.push((i, reason, text));
             }
             generated += slot.generated - before;
@@ -527,16 +529,16 @@ impl<'a> Scheduler<'a> {
 /// it did.
 fn generate<'l>(
     slot: &mut Slot,
+    cache: &mut KvCache,
     tokenizer: &Tokenizer,
     ends: &[TokenId],
     context: Context<'_>,
     rows: impl Iterator<Item = &'l [f32]>,
 ) -> Option<(FinishReason, String)> {
-    let guesses = if slot.is_prefilling() { Vec::new() } else { slot.step.split_off(1) };
-    if !slot.is_prefilling() {
-        slot.computed += 1;
-    }
     let before = slot.tokens.len();
+    // Of a prompt, all were counted as computed.
+    let known = before - slot.computed;
+    let guesses = if known > 0 { slot.step.split_off(known) } else { Vec::new() };
     let mut came_true = 0;
     let mut end = None;
     for logits in rows.take(guesses.len() + 1) {
@@ -544,9 +546,13 @@ fn generate<'l>(
         if end.is_some() || guesses.get(came_true) != slot.tokens.last() {
             break;
         }
-        // Its keys and values are there already.
         came_true += 1;
-        slot.computed += 1;
+    }
+    // Keys and values of wrong guesses are written over, but a state has them in it.
+    let lasts = came_true == guesses.len() || !cache.has_states();
+    cache.settle(&mut slot.sequence, lasts);
+    if lasts {
+        slot.computed = before + came_true;
     }
     if let Some(draft) = &mut slot.draft {
         draft.keep(before + came_true);

@@ -63,7 +63,10 @@ pub struct Span {
     pub tokens: usize,
     /// Whether its first token is the sequence's first.
     pub is_start: bool,
+    /// Where the sequence's state is.
     pub slot: usize,
+    /// Where the state after its tokens goes: the same slot, or one beside it, so that what was before is still there.
+    pub into: usize,
 }
 
 impl StateLayer {
@@ -109,12 +112,13 @@ impl StateLayer {
 
 /// Spans of a layer's slots, each slot and each row in one of them at most.
 fn check_spans(spans: &[Span], shape: StateShape, tokens: usize) {
-    assert!(spans.iter().all(|span| span.slot < shape.slots), "slots of the layer");
+    assert!(spans.iter().all(|span| span.slot.max(span.into) < shape.slots), "slots of the layer");
     assert!(
         are_disjoint(spans.iter().map(|span| span.row..span.row + span.tokens), tokens),
         "rows of the batch"
     );
-    let mut slots: Vec<usize> = spans.iter().map(|span| span.slot).collect();
+    let beside = spans.iter().filter(|span| span.into != span.slot);
+    let mut slots: Vec<usize> = spans.iter().map(|s| s.slot).chain(beside.map(|s| s.into)).collect();
     slots.sort_unstable();
     assert!(slots.windows(2).all(|two| two[0] != two[1]), "two spans share a slot");
 }
@@ -157,10 +161,11 @@ pub fn convolve(
         }
         let range = part * CONVOLUTION_CHANNELS..channels.min((part + 1) * CONVOLUTION_CHANNELS);
         let len = range.len();
-        let past = |i: usize| {
-            // SAFETY: each item has its own channels of its own slot.
-            unsafe { past.slice(span.slot * shape.past() + i * channels + range.start, len) }
+        let past_in = |slot: usize, i: usize| {
+            // SAFETY: each item has its own channels of its own slots.
+            unsafe { past.slice(slot * shape.past() + i * channels + range.start, len) }
         };
+        let past = |i: usize| past_in(span.slot, i);
         if span.is_start {
             (0..taps - 1).for_each(|i| past(i).fill(0.0));
         }
@@ -183,11 +188,9 @@ pub fn convolve(
         // What the next token will see, oldest first.
         for i in 0..taps - 1 {
             let from_end = taps - 1 - i;
-            if from_end <= span.tokens {
-                past(i).copy_from_slice(input(span.tokens - from_end));
-            } else {
-                past(i).copy_from_slice(past(i + span.tokens));
-            }
+            let seen =
+                if from_end <= span.tokens { input(span.tokens - from_end) } else { past(i + span.tokens) };
+            past_in(span.into, i).copy_from_slice(seen);
         }
     });
 }
@@ -279,10 +282,13 @@ pub fn remember(
             Sharing::Apart => head % columns.key_heads,
         };
         let len = key_dim * value_dim;
-        // SAFETY: each item has its own head of its own slot.
-        let state = unsafe { memory.slice(span.slot * memory_len + head * len, len) };
+        // SAFETY: each item has its own head of its own slots.
+        let state_in = |slot: usize| unsafe { memory.slice(slot * memory_len + head * len, len) };
+        let state = state_in(span.into);
         if span.is_start {
             state.fill(0.0);
+        } else if span.into != span.slot {
+            state.copy_from_slice(state_in(span.slot));
         }
         for t in span.row..span.row + span.tokens {
             let part = |start: usize, len: usize| x.row(t)[start..][..len].as_ptr();

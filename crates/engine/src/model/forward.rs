@@ -178,6 +178,7 @@ impl<'a> Forward<'a> {
             tokens: chunk.tokens,
             is_start: chunk.position == 0,
             slot: s.sequence.slot(),
+            into: s.sequence.next_slot(),
         };
         let spans = chunks.iter().zip(batch).map(span).collect();
         Tokens { chunks, spans, rotaries: rotaries.collect(), positions }

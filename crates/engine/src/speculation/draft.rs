@@ -36,8 +36,6 @@ pub enum DraftError {
     Size { draft: String, draft_tokens: usize, model: String, model_tokens: usize },
     #[error("token {id} is {of_draft:?} in the draft model {draft} and {of_model:?} in {model}")]
     Token { id: TokenId, draft: String, of_draft: String, model: String, of_model: String },
-    #[error("{model} keeps states, which cannot be taken back to before a wrong guess")]
-    StatesOfModel { model: String },
 }
 
 /// Whether `draft` can guess for `model`.
@@ -51,9 +49,6 @@ pub fn check_draft(model: &Model, draft: &Model) -> Result<(), DraftError> {
     }
     if draft.has_states() {
         return Err(DraftError::States { draft: of_draft });
-    }
-    if model.has_states() {
-        return Err(DraftError::StatesOfModel { model: name });
     }
     let (tokens, draft_tokens) = (model.vocabulary(), draft.vocabulary());
     if tokens.abs_diff(draft_tokens) > VOCABULARY_DIFFERENCE_MAX {

@@ -250,11 +250,20 @@ struct Tensor {
 
 /// What a species says of itself, and no tensors.
 pub(crate) fn header(species: Species) -> Gguf {
-    Gguf::from_bytes(bytes(species, &[])).expect("a sound file")
+    Gguf::from_bytes(bytes(species, None, &[])).expect("a sound file")
 }
 
 /// A model of a species with random weights.
 pub(crate) fn grow(species: Species, seed: u64) -> Gguf {
+    grow_with(species, seed, None)
+}
+
+/// The same with the vocabulary of another model.
+pub(crate) fn grow_speaking(species: Species, seed: u64, speaker: &Gguf) -> Gguf {
+    grow_with(species, seed, Some(speaker))
+}
+
+fn grow_with(species: Species, seed: u64, speaker: Option<&Gguf>) -> Gguf {
     let mut random = Random::new(seed);
     let mut tensors: Vec<Tensor> = Vec::new();
     let mut add = |tensors: &mut Vec<Tensor>, name: &str, shape: &[u64]| {
@@ -267,8 +276,8 @@ pub(crate) fn grow(species: Species, seed: u64) -> Gguf {
     }
     let pool = Pool::new(1);
     loop {
-        let gguf = Gguf::from_bytes(bytes(species, &tensors)).expect("a sound file");
-        let known = Gguf::from_bytes(bytes(species, &tensors)).expect("a sound file");
+        let gguf = Gguf::from_bytes(bytes(species, speaker, &tensors)).expect("a sound file");
+        let known = Gguf::from_bytes(bytes(species, speaker, &tensors)).expect("a sound file");
         match Model::from_gguf(gguf, &OpenOptions::default(), &pool, &mut |_| ()) {
             Ok(_) => return known,
             // Nothing has this shape.
@@ -279,8 +288,14 @@ pub(crate) fn grow(species: Species, seed: u64) -> Gguf {
     }
 }
 
-fn bytes(species: Species, tensors: &[Tensor]) -> Vec<u8> {
+fn bytes(species: Species, speaker: Option<&Gguf>, tensors: &[Tensor]) -> Vec<u8> {
     let mut writer = GgufWriter::new();
+    let of_speaker = speaker.iter().flat_map(|speaker| speaker.metadata());
+    for (key, value) in of_speaker.filter(|(key, _)| key.starts_with("tokenizer.ggml")) {
+        writer.put_value(key, &value);
+    }
+    let spoken = speaker.and_then(|s| s.strings("tokenizer.ggml.tokens").expect("strings"));
+    let vocabulary = spoken.map_or(VOCABULARY, |tokens| tokens.len()) as u32;
     writer.put_value("general.architecture", &Value::Str(species.family));
     let of_all = [
         ("block_count", Number(LAYERS as u32)),
@@ -293,7 +308,7 @@ fn bytes(species: Species, tensors: &[Tensor]) -> Vec<u8> {
         ("attention.layer_norm_epsilon", Float(1e-5)),
         ("feed_forward_length", Number(96)),
         ("context_length", Number(4096)),
-        ("vocab_size", Number(VOCABULARY as u32)),
+        ("vocab_size", Number(vocabulary)),
     ];
     let own = |(name, _): &&(&str, Key)| species.keys.iter().all(|(own, _)| own != name);
     for (name, key) in of_all.iter().filter(own).chain(species.keys) {

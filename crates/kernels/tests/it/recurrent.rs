@@ -20,18 +20,25 @@ fn part(rows: &Rows, first: usize, count: usize) -> Rows {
     part
 }
 
-/// Takes two sequences of the same tokens through slots 2 and 0 of a layer, cut as `cuts` say, and returns what came out of
-/// the second after each token.
+/// Takes two sequences of the same tokens through a layer, cut as `cuts` say, and returns what came out of the second after
+/// each token. The first is in slot 2; the second goes from slot 0 to slot 1 and back, each time after others that are not
+/// kept, as where a guess was wrong.
 fn cut(
     layer: &mut StateLayer,
     cuts: &[usize],
     mut step: impl FnMut(&mut StateLayer, usize, usize, &[Span]) -> Rows,
 ) -> Vec<Vec<f32>> {
     let mut out = Vec::new();
-    let mut done = 0;
+    let (mut done, mut own) = (0, 0);
     for &tokens in cuts {
-        let span = |row, slot| Span { row, tokens, is_start: done == 0, slot };
-        let rows = step(layer, done, tokens, &[span(0, 2), span(tokens, 0)]);
+        let span = |row, slot, into| Span { row, tokens, is_start: done == 0, slot, into };
+        if done > 0 {
+            let wrong = Span { row: 0, tokens: 1, is_start: false, slot: own, into: 1 - own };
+            step(layer, 0, 1, &[wrong]);
+        }
+        let into = if done > 0 { 1 - own } else { own };
+        let rows = step(layer, done, tokens, &[span(0, 2, 2), span(tokens, own, into)]);
+        own = into;
         for t in 0..tokens {
             assert_eq!(rows.row(t), rows.row(tokens + t), "two sequences of the same tokens");
             out.push(rows.row(tokens + t).to_vec());
@@ -200,7 +207,7 @@ fn a_slot_is_in_one_span() {
     let memory = MemoryShape::default();
     let mut layer = StateLayer::new(StateShape { slots: 1, channels: 2, taps: 2, memory });
     let convolution = Convolution { taps: vec![vec![1.0; 2]; 2], bias: None };
-    let span = |row| Span { row, tokens: 1, is_start: true, slot: 0 };
+    let span = |row| Span { row, tokens: 1, is_start: true, slot: 0, into: 0 };
     let x = part(&random_rows(2, 2, 1), 0, 2);
     convolve(context, &convolution, &x, 0, &mut layer, &[span(0), span(1)], &mut Rows::default());
 }
