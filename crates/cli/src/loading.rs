@@ -63,12 +63,12 @@ pub(crate) struct LoadArgs {
     )]
     keep: usize,
 
-    /// Do not guess tokens from what stood before in a conversation. Guesses are computed on trial, where that saves time, and
-    /// change nothing of what is said
+    /// Do not guess tokens, neither from what stood before in a conversation nor by a prediction head of the model's own. Guesses
+    /// are computed on trial, where that saves time, and change nothing of what is said
     #[arg(long)]
     no_speculation: bool,
 
-    /// A small model of the same vocabulary that guesses tokens for the large one
+    /// A small model of the same vocabulary that guesses tokens for the large one, in place of the latter's own prediction head
     #[arg(long, value_name = "GGUF", conflicts_with = "no_speculation")]
     draft: Option<PathBuf>,
 

@@ -300,6 +300,11 @@ impl Model {
         self.size.bytes_per_token
     }
 
+    /// Bytes of weights that a guess of the model's own predictor reads; `None` where it has none.
+    pub(crate) fn bytes_per_guess(&self) -> Option<u64> {
+        self.config.predictor.as_ref().map(|_| self.size.bytes_per_guess)
+    }
+
     /// Multiply-adds with weights that one token of a prompt takes: those of all layers. The output matrix, which only the
     /// last token needs, and attention are not counted.
     pub fn prompt_macs_per_token(&self) -> u64 {
@@ -313,10 +318,9 @@ impl Model {
         pages: usize,
         sequences: usize,
     ) -> impl Iterator<Item = (Option<KvShape>, Option<StateShape>)> {
-        let Config { layers, width, .. } = &self.config;
-        layers.iter().map(move |layer| {
+        self.config.with_predictor().map(move |layer| {
             let kv = layer.mixer.kv_heads().map(|heads| heads.shape(format, pages));
-            (kv, layer.mixer.state(*width, sequences))
+            (kv, layer.mixer.state(self.config.width, sequences))
         })
     }
 
@@ -336,6 +340,7 @@ impl Model {
         let mut hash = Sha256::new();
         hash.update(self.store.key());
         hash.update(format!("{format} {}", self.isa));
+        hash.update([u8::from(self.config.predictor.is_some())]);
         // Some rotary embeddings turn otherwise in long contexts.
         for rope in &self.store.weights().parts.ropes {
             hash.update([u8::from(rope.is_long(context_tokens))]);
@@ -358,12 +363,17 @@ impl Model {
 #[derive(Clone, Copy, Debug)]
 struct Size {
     bytes_per_token: u64,
+    bytes_per_guess: u64,
     layer_macs_per_token: u64,
 }
 
 impl Size {
     fn of(plan: &Plan) -> Size {
-        Size { bytes_per_token: plan.bytes_per_token(), layer_macs_per_token: plan.layer_macs_per_token() }
+        Size {
+            bytes_per_token: plan.bytes_per_token(),
+            bytes_per_guess: plan.bytes_per_guess(),
+            layer_macs_per_token: plan.layer_macs_per_token(),
+        }
     }
 }
 

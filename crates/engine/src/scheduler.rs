@@ -11,12 +11,13 @@ use crate::engine::{EngineConfig, Inbox, Speculation};
 use crate::model::{Forward, Model, News, SequenceStep};
 use crate::request::{Event, FinishReason, Finished, Request, Sink, Stats, Timing, Token, TokenId, Usage};
 use crate::sampler::{Sampler, log_probabilities};
-use crate::speculation::draft::{Draft, Drafter, Wish};
+use crate::speculation::draft::{BEHIND_MAX, Draft, Drafter, Followed, Main, Wish};
 use crate::speculation::{GUESSES_MAX, Guesser, Pace, Worth};
 use crate::text::{Step, TextOut};
 use crate::tokenizer::Tokenizer;
 use kernels::attention::PAGE;
 use kernels::{Context, Pool};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -66,9 +67,9 @@ struct Slot {
     keep_at: Vec<usize>,
     /// `None` where nothing is guessed.
     guesser: Option<Guesser>,
-    /// What the draft model knows of it, where there is one.
+    /// What the draft model or the predictor knows of it, where there is one.
     draft: Option<Draft>,
-    /// Whether the guesses of this step are the draft model's.
+    /// Whether the guesses of this step are theirs.
     is_drafted: bool,
     /// The tokens of this step: of a prompt the next ones, else the last and what is guessed to follow.
     step: Vec<TokenId>,
@@ -157,10 +158,17 @@ impl<'a> Scheduler<'a> {
             stats.kv_bytes_capacity = cache.bytes_capacity();
         });
         let ends = (0..tokenizer.vocabulary() as TokenId).filter(|&id| tokenizer.is_end(id)).collect();
-        let forward = Forward::new(model, pool, config.context_tokens);
-        let draft = draft.filter(|_| config.speculation != Speculation::Off);
+        let mut forward = Forward::new(model, pool, config.context_tokens);
+        let drafter = match (config.speculation, draft) {
+            (Speculation::Off, _) => None,
+            (_, Some(draft)) => Some(Drafter::new(draft, model, pool, config)),
+            (_, None) => Drafter::of_model(model),
+        };
+        if drafter.as_ref().is_some_and(Drafter::is_predictor) {
+            forward.keep_hidden();
+        }
         Self {
-            drafter: draft.map(|draft| Drafter::new(draft, model, pool, config)),
+            drafter,
             tokenizer,
             config,
             inbox,
@@ -241,7 +249,7 @@ impl<'a> Scheduler<'a> {
         };
         let computed = sequence.known();
         self.inbox.update(|stats| stats.cached_tokens_total += computed as u64);
-        let draft = self.drafter.as_mut().and_then(|d| d.open(&pending.request.prompt, positions));
+        let draft = self.drafter.as_mut().and_then(|d| d.open(&pending.request.prompt, computed, positions));
         let Pending { request, sink, cancelled, submitted, seed } = pending;
         self.slots.push(Slot {
             sink,
@@ -295,10 +303,22 @@ impl<'a> Scheduler<'a> {
         let mut slot = self.slots.remove(i);
         self.report();
         slot.finish(reason, text);
+        self.catch_up(&mut slot, 1);
         if let Some((drafter, draft)) = self.drafter.as_mut().zip(slot.draft.take()) {
             drafter.close(draft, &slot.tokens);
         }
         self.close(slot);
+    }
+
+    /// Lets the predictor see what a slot has computed, so that what it leaves in the cache is whole. `left` tokens at the end
+    /// are left for later: one has no other after it yet, and what follows another is asked for when a guess is wanted.
+    fn catch_up(&mut self, slot: &mut Slot, left: usize) {
+        let Some(drafter) = self.drafter.as_mut().filter(|drafter| drafter.is_predictor()) else { return };
+        let Some(draft) = &mut slot.draft else { return };
+        let main = Main { forward: &mut self.forward, cache: &mut self.cache };
+        let (tokens, sequence) = (&slot.tokens[..], &slot.sequence);
+        let all = Followed { draft, tokens, until: tokens.len() - left, sequence };
+        drafter.follow(main, std::iter::once(all), 0, usize::MAX);
     }
 
     /// Gives back what a slot has of the cache, for others that begin alike.
@@ -313,16 +333,22 @@ impl<'a> Scheduler<'a> {
     /// Makes room in contexts that are full, or ends generations where that cannot be.
     fn shift_full(&mut self) {
         for i in (0..self.slots.len()).rev() {
-            if self.slots[i].tokens.len() > self.config.context_tokens && !self.shift(i) {
+            if self.slots[i].tokens.len() <= self.config.context_tokens {
+                continue;
+            }
+            let mut slot = self.slots.remove(i);
+            self.catch_up(&mut slot, 2);
+            let has_room = self.shift(&mut slot);
+            self.slots.insert(i, slot);
+            if !has_room {
                 let text = self.slots[i].text.finish();
                 self.retire(i, FinishReason::Length, text);
             }
         }
     }
 
-    /// Takes the older half of what is behind the beginning of slot `i`'s context away; `false` where that cannot be.
-    fn shift(&mut self, i: usize) -> bool {
-        let slot = &mut self.slots[i];
+    /// Takes the older half of what is behind the beginning of a slot's context away; `false` where that cannot be.
+    fn shift(&mut self, slot: &mut Slot) -> bool {
         let full = self.config.context_tokens / PAGE;
         let keep_tokens = self.config.context_shift.map_or(0, |shift| shift.keep_tokens);
         let keep = keep_tokens.div_ceil(PAGE).clamp(1, full.saturating_sub(1).max(1));
@@ -336,8 +362,12 @@ impl<'a> Scheduler<'a> {
         slot.dropped += lost;
         // Where tokens stood before is no longer where they stand.
         slot.guesser = slot.guesser.as_ref().map(|_| Guesser::new());
-        if let Some((drafter, draft)) = self.drafter.as_mut().zip(slot.draft.take()) {
-            drafter.forget(draft);
+        if let Some(drafter) = &mut self.drafter {
+            if let Some(draft) = slot.draft.as_mut().filter(|_| drafter.is_predictor()) {
+                draft.move_back(lost);
+            } else if let Some(draft) = slot.draft.take() {
+                drafter.forget(draft);
+            }
         }
         if !self.cache.cut(&mut slot.sequence, pages) {
             return false;
@@ -411,7 +441,7 @@ impl<'a> Scheduler<'a> {
         self.draft(&wishes);
     }
 
-    /// Adds the draft model's guesses to the steps of slots, for each at most as many as is said.
+    /// Adds guesses of the draft model or the predictor to the steps of slots, for each at most as many as is said.
     fn draft(&mut self, wishes: &[(usize, usize)]) {
         let Some(drafter) = self.drafter.as_mut().filter(|_| !wishes.is_empty()) else { return };
         let mut wanted = wishes.iter().peekable();
@@ -421,17 +451,35 @@ impl<'a> Scheduler<'a> {
             wanted.next();
             let Some(draft) = &mut slot.draft else { continue };
             let banned = if slot.request.ignore_eos { &self.ends[..] } else { &[] };
-            let (tokens, sampler) = (&slot.tokens[..], slot.sampler.clone());
-            asked.push((&mut slot.step, Wish { draft, tokens, sampler, banned, count, guesses: Vec::new() }));
+            let (tokens, sequence, sampler) = (&slot.tokens[..], &slot.sequence, slot.sampler.clone());
+            let guesses = Vec::new();
+            let wish = Wish { draft, tokens, sequence, sampler, banned, count, guesses };
+            asked.push((&mut slot.step, wish));
         }
         let (steps, mut wishes): (Vec<_>, Vec<_>) = asked.into_iter().unzip();
-        drafter.guess(&mut wishes, |token| self.ends.contains(&token));
+        let main = Main { forward: &mut self.forward, cache: &mut self.cache };
+        drafter.guess(main, &mut wishes, |token| self.ends.contains(&token));
         for (step, wish) in steps.into_iter().zip(wishes) {
             step.extend(wish.guesses);
         }
     }
 
-    /// Takes the draft model along where it is behind.
+    /// Lets the predictor know what the model made of each slot's tokens, but of guesses that were wrong.
+    fn tell_predictor(&mut self, places: Vec<(usize, Range<usize>, usize)>) {
+        if !self.drafter.as_ref().is_some_and(Drafter::is_predictor) {
+            return;
+        }
+        for (i, rows, position) in places {
+            let slot = &mut self.slots[i];
+            let known = rows.len().min(slot.tokens.len() - 1 - position);
+            let rows = rows.take(known).map(|row| self.forward.hidden().row(row));
+            if let Some(draft) = &mut slot.draft {
+                draft.hear(position, rows);
+            }
+        }
+    }
+
+    /// Takes the draft model or the predictor along where it is behind.
     fn follow(&mut self) {
         let Some(drafter) = &mut self.drafter else { return };
         let nobody_generates = self.slots.iter().all(Slot::is_prefilling);
@@ -439,12 +487,21 @@ impl<'a> Scheduler<'a> {
             true => self.config.prefill_tokens_max,
             false => self.config.prefill_tokens_beside_decode_max,
         };
+        // What follows the last token is asked for when a guess is wanted.
+        let last = if drafter.is_predictor() { 2 } else { 1 };
         let behind = self.slots.iter_mut().filter_map(|slot| {
-            // No further than the large model: what it has not begun may be cancelled.
-            let until = if slot.is_prefilling() { slot.computed } else { slot.tokens.len() };
-            slot.draft.as_mut().filter(|_| until > 0).map(|draft| (draft, &slot.tokens[..until]))
+            // No further than the model: what it has not begun may be cancelled.
+            let begun = if slot.is_prefilling() { slot.computed } else { slot.tokens.len() };
+            let until = begun.saturating_sub(last);
+            Some(Followed {
+                draft: slot.draft.as_mut()?,
+                tokens: &slot.tokens,
+                until,
+                sequence: &slot.sequence,
+            })
         });
-        drafter.follow(behind, budget);
+        let main = Main { forward: &mut self.forward, cache: &mut self.cache };
+        drafter.follow(main, behind, BEHIND_MAX, budget);
     }
 
     fn step(&mut self) {
@@ -457,9 +514,12 @@ impl<'a> Scheduler<'a> {
         let mut batch = Vec::with_capacity(self.slots.len());
         // Which slots have logits, and which of their rows come first.
         let mut who = Vec::with_capacity(self.slots.len());
+        // The tokens of each slot: where they begin among all, and at which position of the sequence.
+        let mut places = Vec::with_capacity(self.slots.len());
         let (mut tokens, mut prompt_tokens, mut outputs) = (0, 0, 0);
         for (i, slot) in self.slots.iter_mut().enumerate().filter(|(_, slot)| !slot.step.is_empty()) {
             slot.started.get_or_insert(now);
+            places.push((i, tokens..tokens + slot.step.len(), slot.computed));
             tokens += slot.step.len();
             if slot.is_prefilling() {
                 prompt_tokens += slot.step.len();
@@ -503,6 +563,7 @@ impl<'a> Scheduler<'a> {
             }
             generated += slot.generated - before;
         }
+        self.tell_predictor(places);
         self.inbox.update(|stats| {
             stats.steps_total += 1;
             stats.prompt_tokens_total += prompt_tokens as u64;

@@ -47,6 +47,8 @@ pub(crate) struct Config {
     /// Rotary embeddings, which layers name by their place here.
     pub(crate) ropes: Vec<Rope>,
     pub(crate) layers: Vec<Layer>,
+    /// A layer after them that looks one token further (multi-token prediction, DeepSeek-V3, 2024).
+    pub(crate) predictor: Option<Layer>,
     /// Whether the matrices of the feed-forward parts may have a scale each (`ffn_up.scale` and so on).
     pub(crate) feed_forward_scales: bool,
 }
@@ -503,6 +505,7 @@ impl Config {
             logit_soft_cap: None,
             ropes: if attends { vec![Rope::read(keys, pairing, head_dim)?] } else { Vec::new() },
             layers: parts,
+            predictor: None,
             feed_forward_scales: false,
         })
     }
@@ -599,9 +602,30 @@ impl Config {
         }
     }
 
+    /// Takes the layer along that looks one token further, where the file has one: it is built like the last that attends. Of
+    /// several, the first is taken.
+    pub(crate) fn read_predictor(&mut self, keys: &Keys<'_>) {
+        if keys.has_tensor(&format!("blk.{}.nextn.eh_proj.weight", self.layers.len())) {
+            self.predictor = self.layers.iter().rev().find(|layer| layer.mixer.heads().is_some()).cloned();
+        }
+    }
+
+    /// All layers, the predictor as the last.
+    pub(crate) fn with_predictor(&self) -> impl Iterator<Item = &Layer> {
+        self.layers.iter().chain(&self.predictor)
+    }
+
+    /// One of all layers.
+    ///
+    /// # Panics
+    /// If there is no such layer.
+    pub(crate) fn layer(&self, i: usize) -> &Layer {
+        self.layers.get(i).or(self.predictor.as_ref()).expect("a layer of the model")
+    }
+
     /// What each layer that attends to earlier tokens keeps of them.
     pub(crate) fn kv_layers(&self) -> impl Iterator<Item = KvHeads> {
-        self.layers.iter().filter_map(|layer| layer.mixer.kv_heads())
+        self.with_predictor().filter_map(|layer| layer.mixer.kv_heads())
     }
 
     /// Bytes of state of one sequence, however long it is.
@@ -750,7 +774,7 @@ pub(crate) fn slopes(heads: usize) -> Vec<f32> {
     (0..heads).map(slope).collect()
 }
 
-/// Layers that are computed: those at the end that only predict further tokens are not.
+/// Layers that lead to the next token: those at the end that predict further ones are not counted.
 pub(crate) fn layers(keys: &Keys<'_>) -> Result<usize, ModelError> {
     let count = keys.required("block_count", LAYERS_MAX)?;
     let predictors = keys.count("nextn_predict_layers", LAYERS_MAX)?;

@@ -7,6 +7,7 @@ mod encode;
 mod experts;
 mod feed_forward;
 mod mixers;
+mod predictor;
 mod recurrent;
 
 pub use encode::Text;
@@ -18,6 +19,7 @@ use super::weights::{Head, Linear, Norm, RopeTable, Weights};
 use crate::cache::{KvCache, LayerCache, Sequence};
 use crate::request::TokenId;
 use kernels::attention::{Chunk, Rotary, turn_pages};
+use kernels::format::Format;
 use kernels::ops::{self, Product, Rows, kinds_for};
 use kernels::panel::Kinds;
 use kernels::recurrent::Span;
@@ -61,6 +63,10 @@ pub struct Forward<'a> {
     experts: experts::Buffers,
     recurrent: recurrent::Buffers,
     logits: Rows,
+    /// Whether `hidden` is wanted.
+    keeps_hidden: bool,
+    /// The residual stream of all tokens of a step, after the last norm.
+    hidden: Rows,
     /// A row for each text, while one vector of it is made.
     pooled: Rows,
 }
@@ -95,6 +101,8 @@ impl<'a> Forward<'a> {
             experts: experts::Buffers::default(),
             recurrent: recurrent::Buffers::default(),
             logits: Rows::default(),
+            keeps_hidden: false,
+            hidden: Rows::default(),
             pooled: Rows::default(),
         }
     }
@@ -102,6 +110,11 @@ impl<'a> Forward<'a> {
     pub fn context(&self) -> Context<'a> {
         let table = self.model.isa.table().expect("checked when the model was opened");
         Context { table, pool: self.pool }
+    }
+
+    /// Elements of a row of the residual stream.
+    pub(crate) fn width(&self) -> usize {
+        self.model.config.width
     }
 
     /// Computes one step and returns the logits that were asked for, a row each, in the batch's order.
@@ -143,7 +156,7 @@ impl<'a> Forward<'a> {
             Rotary::new(rope.pairing, &back, 1.0, std::iter::once(distance))
         };
         let turns: Vec<Rotary> = ropes.map(turn).collect();
-        for (i, layer) in self.model.config.layers.iter().enumerate() {
+        for (i, layer) in self.model.config.with_predictor().enumerate() {
             if let (Some(rope), LayerCache::Kv(kv)) = (layer.mixer.rope(), cache.layer_mut(i)) {
                 turn_pages(self.context(), kv, &turns[rope], pages);
             }
@@ -155,11 +168,17 @@ impl<'a> Forward<'a> {
         let mut tokens = self.describe(weights, batch);
         let layers = weights.parts.layers.len();
         for i in 0..layers {
-            let kept = (i + 1 == layers).then(|| outputs(batch));
+            let kept = (i + 1 == layers && !self.keeps_hidden).then(|| outputs(batch));
             self.layer(i, weights, cache, &mut tokens, kept.as_ref());
         }
+        let norm = weights.parts.output_norm.as_ref();
+        if self.keeps_hidden {
+            self.norm_stream(norm);
+            std::mem::swap(&mut self.normed, &mut self.hidden);
+            self.stream.keep(&outputs(batch).rows);
+        }
         match &weights.parts.head {
-            Head::Logits(output) => self.head(weights, output),
+            Head::Logits(output) => self.head(weights, norm, output),
             Head::Embedding { .. } | Head::Score { .. } => panic!("a model that makes one vector of a text"),
         }
     }
@@ -187,15 +206,8 @@ impl<'a> Forward<'a> {
     /// Rows of the token embedding, straight from the model file, and what else the residual stream begins with.
     fn embed(&mut self, weights: &Weights, batch: &Batch<'_>) {
         let input = &weights.parts.input;
-        let (name, format) = &input.embedding;
         let config = &self.model.config;
-        let table = self.model.gguf.tensor(name).expect("checked when the model was opened").data;
-        let row_bytes = format.row_bytes(config.width).expect("checked when the model was opened");
-        let tokens: usize = batch.iter().map(|s| s.tokens.len()).sum();
-        self.stream.reset(tokens, config.width);
-        for (t, &id) in batch.iter().flat_map(|s| s.tokens).enumerate() {
-            format.dequantize_row(&table[id as usize * row_bytes..][..row_bytes], self.stream.row_mut(t));
-        }
+        self.embed_tokens(&input.embedding, batch);
         if config.embedding_scale != 1.0 {
             ops::scale(self.context(), &mut self.stream, config.embedding_scale);
         }
@@ -205,6 +217,17 @@ impl<'a> Forward<'a> {
                 let row = &table[position * config.width..][..config.width];
                 self.stream.row_mut(t).iter_mut().zip(row).for_each(|(x, y)| *x += y);
             }
+        }
+    }
+
+    fn embed_tokens(&mut self, (name, format): &(String, Format), batch: &Batch<'_>) {
+        let width = self.model.config.width;
+        let table = self.model.gguf.tensor(name).expect("checked when the model was opened").data;
+        let row_bytes = format.row_bytes(width).expect("checked when the model was opened");
+        let tokens: usize = batch.iter().map(|s| s.tokens.len()).sum();
+        self.stream.reset(tokens, width);
+        for (t, &id) in batch.iter().flat_map(|s| s.tokens).enumerate() {
+            format.dequantize_row(&table[id as usize * row_bytes..][..row_bytes], self.stream.row_mut(t));
         }
     }
 
@@ -225,8 +248,8 @@ impl<'a> Forward<'a> {
         tokens: &mut Tokens<'b>,
         kept: Option<&Outputs<'b>>,
     ) {
-        let config = &self.model.config.layers[i];
-        let layer = &weights.parts.layers[i];
+        let config = self.model.config.layer(i);
+        let layer = weights.parts.layer(i);
         if layer.mixed_stream_norm_again.is_some() {
             self.normed.clone_from(&self.stream);
         }
@@ -296,10 +319,10 @@ impl<'a> Forward<'a> {
     }
 
     /// Norm and output matrix, for the tokens that are left.
-    fn head(&mut self, weights: &Weights, output: &Linear) {
+    fn head(&mut self, weights: &Weights, norm: Option<&Norm>, output: &Linear) {
         let (context, config) = (self.context(), &self.model.config);
         let head = weights.affine(output);
-        self.activate_stream(weights.parts.output_norm.as_ref(), kinds_for([head.matrix]));
+        self.activate_stream(norm, kinds_for([head.matrix]));
         self.logits.reset(self.stream.count(), head.matrix.rows());
         ops::multiply(context, &self.activations, &mut [Product::new(head, &mut self.logits)]);
         if config.logit_scale != 1.0 {

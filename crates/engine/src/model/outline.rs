@@ -75,7 +75,7 @@ pub struct PartSize {
 /// Tensors in the file that the engine does not read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unread {
-    /// Whether some of them predict tokens after the next one.
+    /// Whether some of them predict tokens further than the engine does.
     pub predicts_further: bool,
     /// The names of all others.
     pub others: Vec<String>,
@@ -116,6 +116,7 @@ impl Outline {
         let tensors = Tensors::of(gguf);
         let (plan, _) = weights::plan_from(&tensors, &config)?;
         let each_layer: Vec<Layer> = config.layers.iter().map(|layer| Layer::of(layer, &config)).collect();
+        let predictor = config.predictor.as_ref().map(|layer| Layer::of(layer, &config));
         let most = |part: fn((usize, usize, usize)) -> usize| {
             config.layers.iter().filter_map(|layer| layer.mixer.heads()).map(part).max().unwrap_or(0)
         };
@@ -126,6 +127,11 @@ impl Outline {
         let mut remarks = remarks::remarks(&config, &each_layer, &tensors);
         if output_is_tied {
             remarks.push("tied output matrix: it is the embedding's".to_owned());
+        }
+        if config.predictor.is_some() {
+            remarks.push(
+                "a multi-token-prediction head (nextn): it guesses the tokens after the next".to_owned(),
+            );
         }
         remarks.extend(remarks::of_unread(&unread));
         Ok(Outline {
@@ -144,7 +150,7 @@ impl Outline {
             vocabulary: config.vocabulary,
             packed_bytes: plan.packed_bytes(),
             bytes_per_token: plan.bytes_per_token(),
-            kv_layers: each_layer.iter().filter_map(|layer| layer.kept).collect(),
+            kv_layers: each_layer.iter().chain(&predictor).filter_map(|layer| layer.kept).collect(),
             state_bytes: config.state_bytes(),
             ropes: layers::ropes(&config, gguf),
             output_is_tied,
@@ -202,7 +208,8 @@ fn parts(tensors: &Tensors<'_>, plan: &Plan) -> Vec<PartSize> {
         });
         let parameters = info.elements();
         let active = match used.get(stem(&info.name)) {
-            _ if part == Part::Unread => 0,
+            // What is guessed is gone through again.
+            _ if matches!(part, Part::Unread | Part::Predictor) => 0,
             Some(&(used, parts)) => parameters / parts as u64 * used as u64,
             None => parameters,
         };

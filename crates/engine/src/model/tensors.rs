@@ -24,6 +24,8 @@ pub enum Part {
     Norms,
     /// Factors of rotary embeddings.
     Positions,
+    /// The layer that looks one token further.
+    Predictor,
     /// Nothing: the engine does not read it.
     Unread,
 }
@@ -39,6 +41,7 @@ impl Part {
             Part::Experts => "experts",
             Part::Norms => "norms",
             Part::Positions => "positions",
+            Part::Predictor => "predictor",
             Part::Unread => "not used",
         }
     }
@@ -84,6 +87,12 @@ impl Tensors<'_> {
     /// Notes that a tensor is read. What is read twice is for what it was read for first.
     pub(crate) fn note(&self, name: &str) {
         self.read.borrow_mut().entry(name.to_owned()).or_insert(self.part.get());
+    }
+
+    /// All that was read under a prefix is for `part`, whatever it was read for.
+    pub(crate) fn were_for(&self, prefix: &str, part: Part) {
+        let mut read = self.read.borrow_mut();
+        read.iter_mut().filter(|(name, _)| name.starts_with(prefix)).for_each(|(_, of)| *of = part);
     }
 
     pub(crate) fn part_of(&self, name: &str) -> Part {

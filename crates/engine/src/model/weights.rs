@@ -23,6 +23,8 @@ pub(crate) struct Plan {
     pub(crate) entries: Vec<Entry>,
     /// How many of them are the layers': those after them are for what comes of a text.
     layer_entries: usize,
+    /// With those: what is left is the predictor's.
+    step_entries: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +44,19 @@ impl Plan {
 
     /// Bytes of packed matrices that one token reads.
     pub(crate) fn bytes_per_token(&self) -> u64 {
-        self.entries.iter().map(|entry| entry.of_token(entry.packed_bytes())).sum()
+        self.entries[..self.step_entries].iter().map(|entry| entry.of_token(entry.packed_bytes())).sum()
+    }
+
+    /// Bytes of packed matrices that a guess of the predictor reads: 0 where there is none.
+    pub(crate) fn bytes_per_guess(&self) -> u64 {
+        let own = &self.entries[self.step_entries..];
+        let has_own_head = own.iter().any(|entry| entry.tensor.ends_with(PREDICTOR_HEAD));
+        let shared = match own {
+            [] => &[],
+            _ if has_own_head => &[],
+            _ => &self.entries[self.layer_entries..self.step_entries],
+        };
+        own.iter().chain(shared).map(|entry| entry.of_token(entry.packed_bytes())).sum()
     }
 
     /// Multiply-adds of one token with the matrices of all layers.
@@ -61,6 +75,9 @@ impl Entry {
         whole / self.parts as u64 * self.used as u64
     }
 }
+
+/// The predictor's own output matrix, where it has one.
+const PREDICTOR_HEAD: &str = "nextn.shared_head_head.weight";
 
 /// The most texts that a model tells tokens of apart by.
 const SEGMENTS_MAX: u64 = 16;
@@ -106,6 +123,21 @@ pub(crate) struct Layer {
     pub(crate) feed_forward: FeedForward,
     pub(crate) fed_forward_norm: Option<Norm>,
     pub(crate) fed_forward_stream_norm: Option<Norm>,
+}
+
+/// What looks one token further: a token and what the model made of the one before it, joined, go through one more layer.
+#[derive(Debug)]
+pub(crate) struct Predictor {
+    /// Where rows of its own token embedding are read from, where it has one.
+    pub(crate) embedding: Option<(String, Format)>,
+    pub(crate) token_norm: Norm,
+    pub(crate) hidden_norm: Norm,
+    /// From both, one after the other, to the residual stream.
+    pub(crate) join: Linear,
+    pub(crate) layer: Layer,
+    /// In place of the model's own, where it has them.
+    pub(crate) output_norm: Option<Norm>,
+    pub(crate) head: Option<Linear>,
 }
 
 #[derive(Debug)]
@@ -261,9 +293,21 @@ pub(crate) struct Parts {
     pub(crate) layers: Vec<Layer>,
     pub(crate) output_norm: Option<Norm>,
     pub(crate) head: Head,
+    pub(crate) predictor: Option<Predictor>,
     pub(crate) ropes: Vec<RopeTable>,
     /// By [`MatrixId`]: rows of which planned matrix.
     slices: Vec<(usize, Range<usize>)>,
+}
+
+impl Parts {
+    /// One of all layers, the predictor's as the last.
+    ///
+    /// # Panics
+    /// If there is no such layer.
+    pub(crate) fn layer(&self, i: usize) -> &Layer {
+        let predictor = || self.predictor.as_ref().map(|predictor| &predictor.layer);
+        self.layers.get(i).or_else(predictor).expect("a layer of the model")
+    }
 }
 
 /// What the residual stream begins with.
@@ -339,10 +383,13 @@ pub(crate) fn plan_from(gguf: &Tensors<'_>, config: &Config) -> Result<(Plan, Pa
     let input = walk.input()?;
     gguf.reads_for(Part::Output);
     let head = walk.head()?;
+    let step_entries = walk.entries.len();
+    let predictor = config.predictor.as_ref().map(|layer| walk.predictor(layer)).transpose()?;
     gguf.reads_for(Part::Positions);
     let ropes = config.ropes.iter().map(|rope| rope_table(gguf, rope)).collect::<Result<_, _>>()?;
     let Walk { entries, slices, .. } = walk;
-    Ok((Plan { entries, layer_entries }, Parts { input, layers, output_norm, head, ropes, slices }))
+    let plan = Plan { entries, layer_entries, step_entries };
+    Ok((plan, Parts { input, layers, output_norm, head, predictor, ropes, slices }))
 }
 
 fn rope_table(gguf: &Tensors<'_>, rope: &super::rope::Rope) -> Result<RopeTable, ModelError> {
@@ -377,11 +424,16 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
+    /// A row for each token, which stays in the file.
+    fn embedding(&self, name: &str) -> Result<(String, Format), ModelError> {
+        let &Config { width, vocabulary, .. } = self.config;
+        let embedding = find(self.gguf, name, &[width as u64, vocabulary as u64])?;
+        let format = format_of(embedding.ty).ok_or_else(|| unknown_format(name, embedding))?;
+        Ok((name.to_owned(), format))
+    }
+
     fn input(&self) -> Result<Input, ModelError> {
-        const NAME: &str = "token_embd.weight";
-        let &Config { width, vocabulary, context_tokens, input, .. } = self.config;
-        let embedding = find(self.gguf, NAME, &[width as u64, vocabulary as u64])?;
-        let format = format_of(embedding.ty).ok_or_else(|| unknown_format(NAME, embedding))?;
+        let &Config { width, context_tokens, input, .. } = self.config;
         let rows = |name: &str, count: usize| {
             decoded(self.gguf, find(self.gguf, name, &[width as u64, count as u64])?)
         };
@@ -389,7 +441,7 @@ impl Walk<'_> {
         // Files that do not say how many there are have one.
         let segments = segments.map(|count| count.unwrap_or(1).min(SEGMENTS_MAX) as usize);
         Ok(Input {
-            embedding: (NAME.to_owned(), format),
+            embedding: self.embedding("token_embd.weight")?,
             positions: input.positions.then(|| rows("position_embd.weight", context_tokens)).transpose()?,
             segments: match segments.filter(|_| input.segments) {
                 Some(count) => Some(rows("token_types.weight", count)?),
@@ -431,6 +483,36 @@ impl Walk<'_> {
                 Ok(Head::Score { hidden: linear(hidden), norm, output: linear(output) })
             }
         }
+    }
+
+    fn predictor(&mut self, layer: &config::Layer) -> Result<Predictor, ModelError> {
+        let (number, &Config { width, vocabulary, .. }) = (self.config.layers.len(), self.config);
+        let name = |part: &str| format!("blk.{number}.nextn.{part}");
+        let exists = |walk: &Self, part: &str| walk.gguf.tensor(&format!("{}.weight", name(part))).is_some();
+        let layer = self.layer(number, layer)?;
+        let has_head = exists(self, "shared_head_head");
+        let predictor = Predictor {
+            embedding: match exists(self, "embed_tokens") {
+                true => Some(self.embedding(&name("embed_tokens.weight"))?),
+                false => None,
+            },
+            token_norm: self.norm(&name("enorm"))?,
+            hidden_norm: self.norm(&name("hnorm"))?,
+            join: self.linear(&name("eh_proj"), width, 2 * width, Scales::BeforeBias)?,
+            layer,
+            output_norm: match exists(self, "shared_head_norm") {
+                true => Some(self.norm(&name("shared_head_norm"))?),
+                false => None,
+            },
+            head: match has_head {
+                true => {
+                    Some(self.linear(&name("shared_head_head"), vocabulary, width, Scales::BeforeBias)?)
+                }
+                false => None,
+            },
+        };
+        self.gguf.were_for(&format!("blk.{number}."), Part::Predictor);
+        Ok(predictor)
     }
 
     /// A matrix of `cols` columns and as many rows as the file gives it, where it has it.

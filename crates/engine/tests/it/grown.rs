@@ -16,8 +16,17 @@ const WIDTH: u32 = 64;
 pub(crate) struct Species {
     pub(crate) family: &'static str,
     keys: &'static [(&'static str, Key)],
+    /// Layers that look further than to the next token.
+    pub(crate) ahead: u32,
     /// Tensors that the engine does without, by the end of their names.
     optional: &'static [(&'static str, &'static [u64])],
+}
+
+impl Species {
+    /// With only the first of the tensors that the engine does without.
+    pub(crate) fn with_less(self, tensors: usize) -> Species {
+        Species { optional: &self.optional[..tensors], ..self }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +53,7 @@ const WINDOWS: [(&str, Key); 2] =
     [("attention.sliding_window", Number(40)), ("attention.sliding_window_pattern", Layers([1, 0, 1]))];
 
 const fn species(family: &'static str, keys: &'static [(&'static str, Key)]) -> Species {
-    Species { family, keys, optional: &[] }
+    Species { family, keys, ahead: 0, optional: &[] }
 }
 
 /// One or more of each family.
@@ -63,6 +72,7 @@ pub(crate) const ALL: &[Species] = &[
     species("gemma2", &WINDOWS),
     species("gemma3", &[WINDOWS[0], WINDOWS[1], ("rope.freq_base_swa", Float(1000.0))]),
     Species {
+        ahead: 0,
         family: "phi3",
         keys: &[
             ("rope.scaling.original_context_length", Number(64)),
@@ -98,25 +108,10 @@ pub(crate) const ALL: &[Species] = &[
     species("glm4", &[]),
     species("cohere2", &[WINDOWS[0], WINDOWS[1], ("logit_scale", Float(0.25))]),
     species("gpt-oss", &[EXPERTS[0], EXPERTS[1], EXPERTS[2], WINDOWS[0], WINDOWS[1]]),
-    species(
-        "deepseek2",
-        &[
-            EXPERTS[0],
-            EXPERTS[1],
-            EXPERTS[2],
-            ("expert_group_count", Number(3)),
-            ("expert_group_used_count", Number(2)),
-            ("expert_shared_count", Number(1)),
-            ("expert_gating_func", Number(2)),
-            ("expert_weights_norm", Flag(true)),
-            ("leading_dense_block_count", Number(1)),
-            ("attention.q_lora_rank", Number(32)),
-            ("attention.kv_lora_rank", Number(48)),
-            ("attention.key_length_mla", Number(24)),
-            ("attention.value_length_mla", Number(16)),
-            ("rope.dimension_count", Number(8)),
-        ],
-    ),
+    species("deepseek2", &DEEPSEEK),
+    PREDICTING[0],
+    PREDICTING[1],
+    PREDICTING[2],
     species("lfm2", &[("attention.head_count_kv", Layers([0, 2, 0])), ("shortconv.l_cache", Number(3))]),
     species(
         "lfm2moe",
@@ -130,21 +125,7 @@ pub(crate) const ALL: &[Species] = &[
         ],
     ),
     species("qwen35", &QWEN35),
-    species(
-        "qwen35moe",
-        &[
-            QWEN35[0],
-            QWEN35[1],
-            QWEN35[2],
-            QWEN35[3],
-            QWEN35[4],
-            QWEN35[5],
-            EXPERTS[0],
-            EXPERTS[1],
-            EXPERTS[2],
-            ("expert_shared_feed_forward_length", Number(48)),
-        ],
-    ),
+    species("qwen35moe", &QWEN35MOE),
     species(
         "granitehybrid",
         &[
@@ -162,8 +143,9 @@ pub(crate) const ALL: &[Species] = &[
 
 /// One or more of each family that makes vectors or scores, and of what makes others do so.
 pub(crate) const ENCODERS: &[Species] = &[
-    Species { family: "bert", keys: &[NO_GROUPS], optional: &[SEGMENTS] },
+    Species { ahead: 0, family: "bert", keys: &[NO_GROUPS], optional: &[SEGMENTS] },
     Species {
+        ahead: 0,
         family: "bert",
         keys: &[NO_GROUPS, ("classifier.pooling_type", Number(1))],
         optional: &[
@@ -175,15 +157,22 @@ pub(crate) const ENCODERS: &[Species] = &[
     },
     species("nomic-bert", &[NO_GROUPS, ("pooling_type", Number(2))]),
     Species {
+        ahead: 0,
         family: "jina-bert-v2",
         keys: &[NO_GROUPS],
         optional: &[("blk.0.ffn_gate.weight", &[64, 96]), ("blk.0.attn_q_norm.weight", &[64])],
     },
-    Species { family: "jina-bert-v2", keys: &[NO_GROUPS], optional: &[("blk.0.attn_norm_2.weight", &[64])] },
+    Species {
+        ahead: 0,
+        family: "jina-bert-v2",
+        keys: &[NO_GROUPS],
+        optional: &[("blk.0.attn_norm_2.weight", &[64])],
+    },
     species("jina-bert-v2", &[("attention.head_count", Number(6)), ("attention.head_count_kv", Number(6))]),
     species("jina-bert-v3", &[NO_GROUPS]),
     species("modern-bert", &[NO_GROUPS, WINDOWS[0], WINDOWS[1]]),
     Species {
+        ahead: 0,
         family: "modern-bert",
         keys: &[WINDOWS[0], ("pooling_type", Number(4)), ("hidden_activation", Text("silu"))],
         optional: &[
@@ -194,18 +183,42 @@ pub(crate) const ENCODERS: &[Species] = &[
         ],
     },
     Species {
+        ahead: 0,
         family: "gemma-embedding",
         keys: &[WINDOWS[0], WINDOWS[1]],
         optional: &[("dense_2.weight", &[64, 160]), ("dense_3.weight", &[160, 64])],
     },
     species("qwen3", &[("pooling_type", Number(3))]),
     Species {
+        ahead: 0,
         family: "qwen3",
         keys: &[("pooling_type", Number(4))],
         optional: &[("cls.output.weight", &[64, 2])],
     },
     species("llama", &[("attention.causal", Flag(false))]),
 ];
+
+/// With a layer that looks one token further.
+pub(crate) const PREDICTING: [Species; 3] = [
+    Species { ahead: 1, optional: &[JOIN], ..species("qwen35", &QWEN35) },
+    Species {
+        ahead: 1,
+        optional: &[JOIN, ("blk.3.nextn.shared_head_norm.weight", &[64])],
+        ..species("deepseek2", &DEEPSEEK)
+    },
+    // No more than one of several is taken.
+    Species {
+        ahead: 2,
+        optional: &[
+            JOIN,
+            ("blk.3.nextn.embed_tokens.weight", &[64, VOCABULARY as u64]),
+            ("blk.3.nextn.shared_head_head.weight", &[64, VOCABULARY as u64]),
+        ],
+        ..species("qwen35moe", &QWEN35MOE)
+    },
+];
+
+const JOIN: (&str, &[u64]) = ("blk.3.nextn.eh_proj.weight", &[128, 64]);
 
 /// One that would have to make a vector of what it keeps no single tokens of.
 pub(crate) const HYBRID_ENCODER: Species = species(
@@ -232,6 +245,36 @@ const QWEN35: [(&str, Key); 6] = [
     ("ssm.state_size", Number(16)),
     ("ssm.conv_kernel", Number(4)),
     ("full_attention_interval", Number(2)),
+];
+
+const QWEN35MOE: [(&str, Key); 10] = [
+    QWEN35[0],
+    QWEN35[1],
+    QWEN35[2],
+    QWEN35[3],
+    QWEN35[4],
+    QWEN35[5],
+    EXPERTS[0],
+    EXPERTS[1],
+    EXPERTS[2],
+    ("expert_shared_feed_forward_length", Number(48)),
+];
+
+const DEEPSEEK: [(&str, Key); 14] = [
+    EXPERTS[0],
+    EXPERTS[1],
+    EXPERTS[2],
+    ("expert_group_count", Number(3)),
+    ("expert_group_used_count", Number(2)),
+    ("expert_shared_count", Number(1)),
+    ("expert_gating_func", Number(2)),
+    ("expert_weights_norm", Flag(true)),
+    ("leading_dense_block_count", Number(1)),
+    ("attention.q_lora_rank", Number(32)),
+    ("attention.kv_lora_rank", Number(48)),
+    ("attention.key_length_mla", Number(24)),
+    ("attention.value_length_mla", Number(16)),
+    ("rope.dimension_count", Number(8)),
 ];
 
 const MAMBA: [(&str, Key); 5] = [
@@ -298,7 +341,8 @@ fn bytes(species: Species, speaker: Option<&Gguf>, tensors: &[Tensor]) -> Vec<u8
     let vocabulary = spoken.map_or(VOCABULARY, |tokens| tokens.len()) as u32;
     writer.put_value("general.architecture", &Value::Str(species.family));
     let of_all = [
-        ("block_count", Number(LAYERS as u32)),
+        ("block_count", Number(LAYERS as u32 + species.ahead)),
+        ("nextn_predict_layers", Number(species.ahead)),
         ("embedding_length", Number(WIDTH)),
         ("attention.head_count", Number(4)),
         ("attention.head_count_kv", Number(2)),

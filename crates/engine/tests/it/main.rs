@@ -20,6 +20,7 @@ mod outlines;
 mod packed_damage;
 mod packed_files;
 mod packed_meanwhile;
+mod predictor;
 mod speculation;
 mod template_conformance;
 mod tiny;

@@ -152,7 +152,7 @@ fn tensors_that_are_not_read_are_told() {
     assert_eq!(outline.parameters(), whole.parameters() + 3 * 64);
     let remarks = &outline.remarks[whole.remarks.len()..];
     let said = [
-        "a multi-token-prediction head (nextn) is in the file and is not used",
+        "layers for multi-token prediction (nextn) are in the file and are not used",
         "1 tensor in the file is not used: blk.0.attn_norm.extra",
     ];
     assert_eq!(remarks, said);

@@ -30,6 +30,7 @@ pub(super) static FAMILY: Family = Family {
             experts.router.normalized = normalized;
             experts.share(shared * experts.width, false);
         }
+        config.read_predictor(keys);
         Ok(config)
     },
 };

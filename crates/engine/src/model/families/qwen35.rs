@@ -19,6 +19,7 @@ pub(super) static EXPERTS: Family = Family {
     read: |keys, family| {
         let mut config = read(keys, family)?;
         qwen2moe::share(keys, &mut config)?;
+        config.read_predictor(keys);
         Ok(config)
     },
 };
@@ -48,6 +49,7 @@ fn read(keys: &Keys<'_>, family: &'static Family) -> Result<Config, ModelError> 
     for rope in &mut config.ropes {
         rope.read_sections(keys, Sections::Interleaved)?;
     }
+    config.read_predictor(keys);
     Ok(config)
 }
 

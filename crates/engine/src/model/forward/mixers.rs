@@ -19,8 +19,8 @@ impl Forward<'_> {
     ) {
         use config::Mixer as Config;
         use weights::Mixer as Parts;
-        let config = &self.model.config.layers[i];
-        let layer = &weights.parts.layers[i];
+        let config = self.model.config.layer(i);
+        let layer = weights.parts.layer(i);
         // Each leaves what it has mixed in `attended`, for the tokens that are kept.
         let output = match (&config.mixer, &layer.mixer, cache.layer_mut(i)) {
             (Config::Attention(config), Parts::Attention(parts), LayerCache::Kv(kv)) => {

@@ -152,7 +152,7 @@ fn add_biases(remarks: &mut Vec<String>, tensors: &Tensors<'_>) {
 pub(super) fn of_unread(unread: &Unread) -> Vec<String> {
     let mut remarks = Vec::new();
     if unread.predicts_further {
-        remarks.push("a multi-token-prediction head (nextn) is in the file and is not used".to_owned());
+        remarks.push("layers for multi-token prediction (nextn) are in the file and are not used".to_owned());
     }
     let count = unread.others.len();
     if count > 0 {
