@@ -5,9 +5,10 @@
 //! samples of the matrices' data. A key that does not match means that the file is made anew. Each kind of bytes has a
 //! file of its own, so instruction sets may take turns on one folder.
 //!
-//! Every byte of a file is under a checksum: its body, the matrices and the padding between them, in chunks of 1 MiB,
+//! Every byte of a file is under a checksum: its body, the matrices and the padding between them, in chunks of 256 KiB,
 //! and its front, which holds the key and the chunks' checksums, by itself. Opening checks the front; what has not been
-//! through [`PackedFile::verify`] may be computed with, but nothing that was computed may be shown.
+//! through [`PackedFile::verify`] may be computed with, but nothing that was computed may be shown. Chunks that hold nothing but
+//! experts are left to [`Rarely`]: they are verified when a token is first sent to one of them, and never read before.
 //!
 //! A file is written under a temporary name, which its writer keeps locked, and renamed when whole. A temporary file that
 //! nobody holds was left by a process that died, and the next one to pack the model removes it. What it refuses to do:
@@ -32,7 +33,7 @@ use std::time::UNIX_EPOCH;
 use twox_hash::XxHash3_64;
 
 /// Changes whenever this format or a packed layout does.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 
 /// Packed weights up to this size go into memory by default: a file would save nothing.
 pub const MEMORY_BYTES_MAX: u64 = 64 << 20;
@@ -46,8 +47,9 @@ const MAGIC: &[u8; 8] = b"dunlinpk";
 const TABLE_START: usize = 64;
 const CHECKSUM_BYTES: usize = 8;
 
-/// Bytes of the body under one checksum: small enough to share out over threads, and 8 bytes each are no size.
-const CHUNK_BYTES: usize = 1 << 20;
+/// Bytes of the body under one checksum: small beside an expert's matrix, so that little of its neighbours is read with it, and
+/// large enough that 8 bytes each are no size.
+const CHUNK_BYTES: usize = 256 << 10;
 
 /// Bytes that are packed between two looks at whether to go on: a second of the slowest disks.
 const SEGMENT_BYTES: usize = 16 << 20;
@@ -206,12 +208,51 @@ impl PackedFile {
 
     /// Reads the body of the mapped file and compares its checksums. This also brings it into memory.
     pub(crate) fn verify(&self, map: &Map, pool: &Pool, stop: &AtomicBool) -> Result<(), Fault> {
+        let all: Vec<usize> = (0..self.places.chunks).collect();
+        self.verify_chunks(&all, map, pool, stop)
+    }
+
+    /// The same for what every token reads.
+    pub(crate) fn verify_common(&self, map: &Map, pool: &Pool, stop: &AtomicBool) -> Result<(), Fault> {
+        let rare = self.rare_chunks();
+        let common: Vec<usize> = (0..rare.len()).filter(|&i| !rare[i]).collect();
+        self.verify_chunks(&common, map, pool, stop)
+    }
+
+    /// By chunk: whether nothing is in it but experts.
+    fn rare_chunks(&self) -> Vec<bool> {
+        let mut experts = vec![false; self.places.chunks];
+        let mut others = vec![false; self.places.chunks];
+        for (entry, range) in self.plan.entries.iter().zip(&self.places.matrices) {
+            let of = if entry.used < entry.parts { &mut experts } else { &mut others };
+            of[self.places.chunks_of(range)].fill(true);
+        }
+        experts.into_iter().zip(others).map(|(expert, other)| expert && !other).collect()
+    }
+
+    /// Where rows of a matrix lie in the file.
+    ///
+    /// # Panics
+    /// If the rows are not whole strips of the matrix.
+    fn rows(&self, entry: usize, rows: &Range<usize>) -> Range<usize> {
+        let (shape, start) = (self.plan.entries[entry].shape, self.places.matrices[entry].start);
+        let at = |rows: usize| start + packed_bytes(Shape { rows, ..shape });
+        at(rows.start)..at(rows.end)
+    }
+
+    fn verify_chunks(
+        &self,
+        chunks: &[usize],
+        map: &Map,
+        pool: &Pool,
+        stop: &AtomicBool,
+    ) -> Result<(), Fault> {
         let first: Mutex<Option<Fault>> = Mutex::new(None);
-        pool.run(self.places.chunks, &|i| {
+        pool.run(chunks.len(), &|i| {
             if stop.load(Ordering::Relaxed) {
                 return;
             }
-            if let Err(fault) = self.verify_chunk(map, i) {
+            if let Err(fault) = self.verify_chunk(map, chunks[i]) {
                 let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
                 if first.as_ref().is_none_or(|first| fault.start() < first.start()) {
                     *first = Some(fault);
@@ -347,6 +388,48 @@ impl PackedFile {
     }
 }
 
+/// The chunks of a mapped file that are verified when they are first computed with: those of experts.
+#[derive(Debug)]
+pub(crate) struct Rarely {
+    file: PackedFile,
+    map: Arc<Map>,
+    /// By chunk: whether it was verified, or is by others.
+    sound: Vec<AtomicBool>,
+}
+
+impl Rarely {
+    /// `None` where there is no such chunk.
+    pub(crate) fn new(file: PackedFile, map: Arc<Map>) -> Option<Rarely> {
+        let rare = file.rare_chunks();
+        rare.contains(&true).then(|| Rarely {
+            sound: rare.into_iter().map(|rare| AtomicBool::new(!rare)).collect(),
+            file,
+            map,
+        })
+    }
+
+    /// Verifies what is still to be verified of rows of matrices, by their place in the plan.
+    pub(crate) fn verify<'r>(
+        &self,
+        rows: impl Iterator<Item = &'r (usize, Range<usize>)>,
+        pool: &Pool,
+    ) -> Result<(), Fault> {
+        let chunks = rows.flat_map(|(entry, rows)| {
+            let range = self.file.rows(*entry, rows);
+            self.file.places.chunks_of(&range)
+        });
+        let mut new: Vec<usize> = chunks.filter(|&i| !self.sound[i].load(Ordering::Relaxed)).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        new.sort_unstable();
+        new.dedup();
+        self.file.verify_chunks(&new, &self.map, pool, &AtomicBool::new(false))?;
+        new.into_iter().for_each(|i| self.sound[i].store(true, Ordering::Relaxed));
+        Ok(())
+    }
+}
+
 /// A packed file that was made, mapped. Its bytes are verified.
 pub(crate) enum Made {
     Here(Map),
@@ -372,6 +455,11 @@ impl Places {
         let front = (TABLE_START + (chunks + 1) * CHECKSUM_BYTES).next_multiple_of(ALIGNMENT);
         let matrices = matrices.into_iter().map(|range| front + range.start..front + range.end).collect();
         Places { front, matrices, chunks, len: front + body }
+    }
+
+    /// The chunks that some of the file's bytes are in.
+    fn chunks_of(&self, range: &Range<usize>) -> Range<usize> {
+        (range.start - self.front) / CHUNK_BYTES..(range.end - self.front).div_ceil(CHUNK_BYTES)
     }
 
     /// Chunk `i` of the body.

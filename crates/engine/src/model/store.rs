@@ -3,12 +3,13 @@
 //! Weights are packed in memory, packed in a mapped file, or *plain*: the rows of the model file as they lie, packed strip
 //! by strip whenever they are multiplied. All three give the same bits, so weights may be exchanged between two steps.
 //! A mapped file is verified while the first step computes; [`Store::confirm`] holds back what was computed until that is
-//! through. A damaged file is never computed with again: the plain weights take its place, and it is made anew.
+//! through. Experts are verified when a token is first sent to them, before they are computed with ([`Store::sound`]). A damaged
+//! file is never computed with again: the plain weights take its place, and it is made anew.
 //!
 //! What it refuses to do: say anything (a [`Listener`] may), or trust a file because of its name.
 
-use super::packed::{self, Fault, Made, PackedFile, Work, packed_bytes, segments, source};
-use super::weights::{Entry, Parts, Plan, Weights};
+use super::packed::{self, Fault, Made, PackedFile, Rarely, Work, packed_bytes, segments, source};
+use super::weights::{Entry, Linear, Parts, Plan, Weights};
 use super::{OpenOptions, Packing, Progress};
 use crate::cache::SavedError;
 use crate::gguf::Gguf;
@@ -117,15 +118,17 @@ struct State {
     weights: Arc<Weights>,
     outcome: Outcome,
     verdict: Verdict,
-    /// The store's thread has not ended.
+    /// The store's thread has something to do.
     working: bool,
+    /// An expert is damaged.
+    lost: Option<Fault>,
 }
 
 /// What is known of the weights that the model was opened with.
 #[derive(Debug)]
 enum Verdict {
     Sound,
-    /// They are mapped from a file that is being verified.
+    /// They are mapped from a file of which what every token reads is being verified.
     Pending,
     /// They are these, and not in use any more.
     Damaged(Weak<Weights>),
@@ -149,7 +152,11 @@ impl Store {
     ) -> Store {
         let (plan, parts) = (Arc::new(plan), Arc::new(parts));
         let (matrices, outcome, task) = first_matrices(gguf, &plan, options, pool, progress);
-        let weights = Arc::new(Weights::new(Arc::clone(&parts), &matrices));
+        let rarely = match &task {
+            Some(Task::Verify(file, map)) => Rarely::new(file.clone(), Arc::clone(map)).map(Arc::new),
+            _ => None,
+        };
+        let weights = Arc::new(Weights::new(Arc::clone(&parts), &matrices, rarely));
         let is_plain = matches!(outcome, Outcome::Plain { .. });
         let verdict = if matches!(task, Some(Task::Verify(..))) { Verdict::Pending } else { Verdict::Sound };
         let shared = Arc::new(Shared {
@@ -160,7 +167,7 @@ impl Store {
             plan,
             isa: options.isa,
             listener: options.listener.clone(),
-            state: Mutex::new(State { weights, outcome, verdict, working: task.is_some() }),
+            state: Mutex::new(State { weights, outcome, verdict, working: task.is_some(), lost: None }),
             changed: Condvar::new(),
             stop_packing: AtomicBool::new(false),
             stop_verifying: AtomicBool::new(false),
@@ -188,6 +195,17 @@ impl Store {
             Verdict::Sound => true,
             Verdict::Pending => unreachable!("this was waited for"),
         }
+    }
+
+    /// What to compute with in place of `used`, where some of its experts' matrices are damaged.
+    pub(crate) fn sound<'l>(
+        &self,
+        used: &Weights,
+        linears: impl Iterator<Item = &'l Linear>,
+        pool: &Pool,
+    ) -> Option<Arc<Weights>> {
+        let fault = used.verify(linears, pool).err()?;
+        Some(self.shared.lose(used, fault))
     }
 
     pub(crate) fn outcome(&self) -> Outcome {
@@ -226,6 +244,8 @@ impl Drop for Store {
     fn drop(&mut self) {
         self.shared.stop_packing.store(true, Ordering::Release);
         self.shared.stop_verifying.store(true, Ordering::Release);
+        // Who waits for a fault hears of it.
+        self.shared.change(|_| ());
         if let Some(worker) = self.worker.take() {
             // A panic was reported when it happened; there is nothing to add here.
             let _ = worker.join();
@@ -342,8 +362,12 @@ impl Shared {
             Task::Pack(file) => self.pack(&file, threads),
             Task::Verify(file, map) => {
                 let pool = Pool::new(threads.min(VERIFY_THREADS_MAX));
-                match file.verify(&map, &pool, &self.stop_verifying) {
-                    Ok(()) => self.change(|state| state.verdict = Verdict::Sound),
+                match file.verify_common(&map, &pool, &self.stop_verifying) {
+                    Ok(()) => {
+                        drop((map, pool));
+                        self.change(|state| (state.verdict, state.working) = (Verdict::Sound, false));
+                        self.watch(&file, threads);
+                    }
                     Err(Fault::Stopped) => {}
                     Err(fault) => {
                         drop((map, pool));
@@ -354,6 +378,39 @@ impl Shared {
             }
         }
         self.change(|state| state.working = false);
+    }
+
+    /// Waits until an expert turns out to be damaged, where there are some that are verified late, or the store is dropped.
+    fn watch(&self, file: &PackedFile, threads: usize) {
+        let quiet = |state: &mut State| {
+            state.lost.is_none() && state.weights.has_rarely() && !self.stop_verifying.load(Ordering::Acquire)
+        };
+        let fault = self.wait_while(quiet).lost.take();
+        if let Some(fault) = fault {
+            self.listener.tell(News::Damaged { path: file.path(), fault: &fault });
+            file.remove(&fault);
+            self.pack(file, threads);
+        }
+    }
+
+    /// Computes with the plain weights from now on, instead of `used`, an expert of which is damaged. What was computed with
+    /// others of them was verified.
+    fn lose(&self, used: &Weights, fault: Fault) -> Arc<Weights> {
+        let weights = self.assemble(&plain(&self.gguf, &self.plan, self.isa));
+        let pending = |state: &mut State| matches!(state.verdict, Verdict::Pending);
+        let mut state = self.wait_while(pending);
+        if state.weights.are_rarely(used)
+            && let Outcome::Mapped { path } = &state.outcome
+        {
+            let path = path.clone();
+            self.packed_bytes.store(0, Ordering::Relaxed);
+            (state.weights, state.outcome) = (weights, Outcome::Plain { path });
+            (state.lost, state.working) = (Some(fault), true);
+        }
+        let weights = Arc::clone(&state.weights);
+        drop(state);
+        self.changed.notify_all();
+        weights
     }
 
     /// Computes with the plain weights from now on, instead of a file that is damaged.
@@ -401,7 +458,7 @@ impl Shared {
     }
 
     fn assemble(&self, matrices: &[Matrix]) -> Arc<Weights> {
-        Arc::new(Weights::new(Arc::clone(&self.parts), matrices))
+        Arc::new(Weights::new(Arc::clone(&self.parts), matrices, None))
     }
 }
 

@@ -5,6 +5,7 @@
 //! have been packed or mapped. Weights can therefore be exchanged by exchanging matrices, which cannot fail.
 
 use super::config::{self, BeforeFeedForward, Config, HeadNorms, Output, WIDTH_MAX};
+use super::packed::{Fault, Rarely};
 use super::rope::Factors;
 use super::tensors::{Part, Tensors};
 use super::{ModelError, format_of};
@@ -13,7 +14,7 @@ use kernels::format::Format;
 use kernels::matrix::Shape;
 use kernels::ops::{self, Affine, NormKind};
 use kernels::recurrent::Convolution;
-use kernels::{Layout, Matrix};
+use kernels::{Layout, Matrix, Pool};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -345,16 +346,40 @@ pub(crate) enum Head {
 pub(crate) struct Weights {
     pub(crate) parts: Arc<Parts>,
     matrices: Vec<Matrix>,
+    /// What of them is to be verified before it is computed with.
+    rarely: Option<Arc<Rarely>>,
 }
 
 impl Weights {
     /// Puts the planned matrices, in the plan's order, in their places.
-    pub(crate) fn new(parts: Arc<Parts>, planned: &[Matrix]) -> Weights {
+    pub(crate) fn new(parts: Arc<Parts>, planned: &[Matrix], rarely: Option<Arc<Rarely>>) -> Weights {
         let slice = |(entry, rows): &(usize, Range<usize>)| {
             planned[*entry].slice(rows.clone()).expect("checked when planned")
         };
         let matrices = parts.slices.iter().map(slice).collect();
-        Weights { parts, matrices }
+        Weights { parts, matrices, rarely }
+    }
+
+    /// Whether these share what is verified late with others.
+    pub(crate) fn are_rarely(&self, other: &Weights) -> bool {
+        self.rarely.as_ref().zip(other.rarely.as_ref()).is_some_and(|(own, other)| Arc::ptr_eq(own, other))
+    }
+
+    /// Whether something of them is verified late.
+    pub(crate) fn has_rarely(&self) -> bool {
+        self.rarely.is_some()
+    }
+
+    /// Verifies matrices of experts, where that is left to who first computes with them.
+    pub(crate) fn verify<'l>(
+        &self,
+        linears: impl Iterator<Item = &'l Linear>,
+        pool: &Pool,
+    ) -> Result<(), Fault> {
+        match &self.rarely {
+            Some(rarely) => rarely.verify(linears.map(|l| &self.parts.slices[l.matrix.0]), pool),
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn matrix(&self, linear: &Linear) -> &Matrix {

@@ -198,6 +198,21 @@ pub(crate) const ENCODERS: &[Species] = &[
     species("llama", &[("attention.causal", Flag(false))]),
 ];
 
+/// With experts of half a megabyte a matrix; in one other layers keep states.
+pub(crate) const LARGE_EXPERTS: [Species; 2] = [
+    species("qwen3moe", &[EXPERTS[0], EXPERTS[1], ("expert_feed_forward_length", Number(2048))]),
+    species(
+        "lfm2moe",
+        &[
+            EXPERTS[0],
+            EXPERTS[1],
+            ("expert_feed_forward_length", Number(2048)),
+            ("attention.head_count_kv", Layers([0, 2, 0])),
+            ("shortconv.l_cache", Number(3)),
+        ],
+    ),
+];
+
 /// With a layer that looks one token further.
 pub(crate) const PREDICTING: [Species; 3] = [
     Species { ahead: 1, optional: &[JOIN], ..species("qwen35", &QWEN35) },
@@ -304,6 +319,17 @@ pub(crate) fn grow(species: Species, seed: u64) -> Gguf {
 /// The same with the vocabulary of another model.
 pub(crate) fn grow_speaking(species: Species, seed: u64, speaker: &Gguf) -> Gguf {
     grow_with(species, seed, Some(speaker))
+}
+
+/// The same as a file.
+pub(crate) fn grow_bytes(species: Species, seed: u64) -> Vec<u8> {
+    let gguf = grow(species, seed);
+    let mut writer = GgufWriter::new();
+    gguf.metadata().for_each(|(key, value)| writer.put_value(key, &value));
+    for info in gguf.tensors() {
+        writer.tensor(&info.name, &info.shape, info.ty).expect("a possible tensor");
+    }
+    writer.into_bytes(|i, _| gguf.data(&gguf.tensors()[i]).to_vec()).expect("all data is there")
 }
 
 fn grow_with(species: Species, seed: u64, speaker: Option<&Gguf>) -> Gguf {
