@@ -226,6 +226,15 @@ impl Gguf {
         })
     }
 
+    /// An array of integers of 8 bits, signed or not.
+    pub fn bytes(&self, key: &str) -> Result<Option<&[u8]>, GgufError> {
+        self.typed(key, |value| {
+            let bytes = |array: &Array<'_>| matches!(array.ty(), ValueType::U8 | ValueType::I8);
+            let array = value.as_array().filter(bytes);
+            Ok(array.ok_or_else(|| wrong_type(key, value, "an array of bytes"))?.bytes())
+        })
+    }
+
     /// An array of either float type.
     pub fn f32s(&self, key: &str) -> Result<Option<Vec<f32>>, GgufError> {
         self.numbers(key, "an array of floats", |value| Value::as_f32(value).map(Ok))

@@ -1,7 +1,7 @@
 //! Text to token ids and back, by the vocabulary that a model file carries.
 //!
-//! Knows SentencePiece (`llama`), byte-level BPE (`gpt2`), BPE over plain UTF-8 (`gemma4`) and WordPiece (`bert`), and
-//! gives exactly the ids the model was trained with. Refuses vocabularies and pre-tokenizers it does not know: a guess
+//! Knows SentencePiece's BPE (`llama`) and Unigram (`t5`), byte-level BPE (`gpt2`), BPE over plain UTF-8 (`gemma4`) and
+//! WordPiece (`bert`), and gives exactly the ids the model was trained with. Refuses vocabularies and pre-tokenizers it does not know: a guess
 //! would give valid ids and a model that talks nonsense.
 
 use crate::TokenId;
@@ -18,11 +18,13 @@ mod spm;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod unigram;
 mod vocabulary;
 mod wordpiece;
 mod words;
 
 pub use stream::TextStream;
+pub use unigram::CharsmapError;
 pub use vocabulary::{Strings, Vocabulary};
 
 use bpe::Bpe;
@@ -30,6 +32,7 @@ use pieces::Arena;
 use special::SpecialTokens;
 use spellings::Spellings;
 use spm::Spm;
+use unigram::Unigram;
 use wordpiece::WordPiece;
 
 /// U+2581, which stands for a space in SentencePiece's spellings.
@@ -64,6 +67,7 @@ pub struct Tokenizer {
 #[derive(Debug)]
 enum Model {
     Spm(Spm),
+    Unigram(Unigram),
     Bpe(Bpe),
     WordPiece(WordPiece),
 }
@@ -99,7 +103,7 @@ pub enum TokenizerError {
     Gguf(#[from] GgufError),
     #[error("the file has no `{key}`")]
     Missing { key: &'static str },
-    #[error("unknown vocabulary model `{model}`, known are: llama, gpt2, gemma4, bert")]
+    #[error("unknown vocabulary model `{model}`, known are: llama, t5, gpt2, gemma4, bert")]
     UnknownModel { model: String },
     #[error("unknown pre-tokenizer `{name}`, known are: {known}")]
     UnknownPreTokenizer { name: String, known: String },
@@ -109,6 +113,12 @@ pub enum TokenizerError {
     IdOutOfRange { key: &'static str, id: u32, tokens: usize },
     #[error("merge {index} is not two spellings with a space between: `{merge}`")]
     Merge { index: usize, merge: String },
+    #[error("the score of token {id} is {score}")]
+    Score { id: TokenId, score: f32 },
+    #[error("cannot use `tokenizer.ggml.precompiled_charsmap`")]
+    Charsmap(#[from] CharsmapError),
+    #[error("the tokens have {found} different beginnings; the most is {max}")]
+    TooManyPrefixes { found: usize, max: usize },
     #[error("the vocabulary is empty")]
     Empty,
     #[error("the vocabulary takes 4 GiB or more")]
@@ -173,6 +183,7 @@ impl Tokenizer {
             let (stretch, later) = rest.split_at(rest.floor_char_boundary(STRETCH_BYTES_MAX));
             match &self.model {
                 Model::Spm(spm) => spm.encode(stretch, prefix, &self.spellings, ids),
+                Model::Unigram(unigram) => unigram.encode(stretch, prefix, ids),
                 Model::Bpe(bpe) if bpe.raw() => {
                     let mut marked = String::with_capacity(stretch.len() * 5 / 4);
                     words::mark_spaces(stretch, &mut marked);
@@ -261,6 +272,7 @@ impl Tokenizer {
     fn has_space_prefix(&self) -> bool {
         match &self.model {
             Model::Spm(spm) => spm.space_prefix,
+            Model::Unigram(unigram) => unigram.has_space_prefix(),
             Model::Bpe(_) => false,
             Model::WordPiece(_) => true,
         }

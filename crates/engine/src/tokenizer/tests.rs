@@ -289,8 +289,8 @@ fn broken_vocabularies_are_refused_by_name() {
     let unknown = refused(Vocabulary { pre: Some("gpt-7"), ..sound.clone() });
     assert!(unknown.starts_with("unknown pre-tokenizer `gpt-7`, known are: a.x-4.0, "), "{unknown}");
     assert!(unknown.contains("qwen35"), "{unknown}");
-    let unknown = refused(Vocabulary { model: "t5", ..sound });
-    assert_eq!(unknown, "unknown vocabulary model `t5`, known are: llama, gpt2, gemma4, bert");
+    let unknown = refused(Vocabulary { model: "rwkv", ..sound });
+    assert_eq!(unknown, "unknown vocabulary model `rwkv`, known are: llama, t5, gpt2, gemma4, bert");
 }
 
 /// Empty and equal tokens, missing bytes, merges of unknown strings, kinds from nowhere.

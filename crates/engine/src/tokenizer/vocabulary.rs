@@ -7,6 +7,7 @@ use super::pieces::Arena;
 use super::special::{Special, SpecialTokens};
 use super::spellings::{Spellings, byte_of_token, push_alphabet_bytes, push_unmarked_bytes};
 use super::spm::Spm;
+use super::unigram::{Rules, Unigram};
 use super::wordpiece::WordPiece;
 use super::{Kind, Model, TokenId, Tokenizer, TokenizerError, pretokenizers};
 use crate::gguf::{Gguf, StringArray};
@@ -14,7 +15,7 @@ use crate::gguf::{Gguf, StringArray};
 /// The plain facts that make a tokenizer; [`Default`] has none of them.
 #[derive(Clone, Debug, Default)]
 pub struct Vocabulary<'a> {
-    /// `llama`, `gpt2`, `gemma4` or `bert`.
+    /// `llama`, `t5`, `gpt2`, `gemma4` or `bert`.
     pub model: &'a str,
     /// The pre-tokenizer's name, for BPE.
     pub pre: Option<&'a str>,
@@ -36,6 +37,9 @@ pub struct Vocabulary<'a> {
     /// Between two texts.
     pub add_separator: Option<bool>,
     pub add_space_prefix: Option<bool>,
+    pub remove_extra_whitespaces: Option<bool>,
+    /// SentencePiece's rules of what becomes what, as it compiled them; empty for none.
+    pub charsmap: &'a [u8],
     pub lowercase: Option<bool>,
     pub strip_accents: Option<bool>,
     /// The model's name; some families strip the white space after special tokens, and no other key says so.
@@ -80,6 +84,9 @@ const SCORES: &str = "tokenizer.ggml.scores";
 const KINDS: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
 
+/// What the vocabularies of XLM-RoBERTa and its kin begin with.
+const XLM_ROBERTA: [&str; 4] = ["<s>", "<pad>", "</s>", "<unk>"];
+
 impl<'a> Vocabulary<'a> {
     /// The facts under `tokenizer.ggml.*`.
     pub fn from_gguf(gguf: &'a Gguf) -> Result<Self, TokenizerError> {
@@ -106,6 +113,8 @@ impl<'a> Vocabulary<'a> {
             add_eos: gguf.bool("tokenizer.ggml.add_eos_token")?,
             add_separator: gguf.bool("tokenizer.ggml.add_sep_token")?,
             add_space_prefix: gguf.bool("tokenizer.ggml.add_space_prefix")?,
+            remove_extra_whitespaces: gguf.bool("tokenizer.ggml.remove_extra_whitespaces")?,
+            charsmap: gguf.bytes("tokenizer.ggml.precompiled_charsmap")?.unwrap_or_default(),
             lowercase: gguf.bool("tokenizer.ggml.normalizer.lowercase")?,
             strip_accents: gguf.bool("tokenizer.ggml.normalizer.strip_accents")?,
             name: gguf.str("general.name")?.unwrap_or_default(),
@@ -154,6 +163,7 @@ pub(super) fn build(vocabulary: &Vocabulary<'_>) -> Result<Tokenizer, TokenizerE
     // Older files of RoBERTa's vocabularies do not say what their models were trained with.
     let roberta = matches!(vocabulary.pre, Some("jina-v1-en" | "jina-v2-code" | "roberta-bpe"));
     let mut between = vocabulary.separator.filter(|_| vocabulary.add_separator.unwrap_or(roberta));
+    let mut kinds = kinds(vocabulary);
     let model = match vocabulary.model {
         "llama" => {
             bos = usual(bos, 1);
@@ -162,6 +172,25 @@ pub(super) fn build(vocabulary: &Vocabulary<'_>) -> Result<Tokenizer, TokenizerE
             let scores = vocabulary.scores.clone().unwrap_or_else(|| vec![0.0; tokens as usize]);
             let space_prefix = vocabulary.add_space_prefix.unwrap_or(true);
             Model::Spm(Spm::new(&scores, usual(vocabulary.unknown, 0), space_prefix, &spellings))
+        }
+        "t5" => {
+            let scores = vocabulary.scores.as_ref().ok_or(TokenizerError::Missing { key: SCORES })?;
+            // Converters that read the vocabulary of an XLM-RoBERTa from `tokenizer.json` write what its class does by
+            // default with spaces, and not what this vocabulary does.
+            let roberta = (0..).zip(XLM_ROBERTA).all(|(id, name)| spellings.get(id) == Some(name));
+            let first_unknown = kinds.iter().position(|kind| *kind == Kind::Unknown);
+            let rules = Rules {
+                charsmap: vocabulary.charsmap,
+                space_prefix: roberta || vocabulary.add_space_prefix.unwrap_or(true),
+                merge_spaces: roberta || vocabulary.remove_extra_whitespaces.unwrap_or(true),
+                unknown: vocabulary.unknown.or(first_unknown.map(|id| id as TokenId)),
+            };
+            bos = bos.or(Some(0).filter(|_| roberta));
+            eos = usual(eos, if roberta { 2 } else { 1 });
+            tail = eos.filter(|_| vocabulary.add_eos.unwrap_or(true));
+            add_bos = vocabulary.add_bos.unwrap_or(roberta);
+            between = vocabulary.separator.or(eos).filter(|_| vocabulary.add_separator.unwrap_or(add_bos));
+            Model::Unigram(Unigram::new(scores, &kinds, rules, &spellings)?)
         }
         "gpt2" | "gemma4" => {
             let name =
@@ -190,9 +219,8 @@ pub(super) fn build(vocabulary: &Vocabulary<'_>) -> Result<Tokenizer, TokenizerE
         }
         model => return Err(TokenizerError::UnknownModel { model: model.into() }),
     };
-    let mut kinds = kinds(vocabulary);
     let ends = ends(vocabulary, eos, &spellings, &mut kinds);
-    let special = special_tokens(&spellings, &kinds);
+    let special = special_tokens(&model, &spellings, &kinds);
     let (strips_before, strips_after) = strips(vocabulary, &spellings, &kinds);
     let bytes = bytes(&model, &spellings, &kinds)?;
     Ok(Tokenizer {
@@ -292,9 +320,11 @@ fn ends(
     ends
 }
 
-fn special_tokens(spellings: &Spellings, kinds: &[Kind]) -> SpecialTokens {
+/// The tokens that are cut out of a text. Unigram knows by itself those that users defined.
+fn special_tokens(model: &Model, spellings: &Spellings, kinds: &[Kind]) -> SpecialTokens {
     let special = |(id, kind): (usize, &Kind)| {
         let always = match kind {
+            Kind::UserDefined if matches!(model, Model::Unigram(_)) => return None,
             Kind::UserDefined => true,
             Kind::Control | Kind::Unknown => false,
             _ => return None,
@@ -336,6 +366,9 @@ fn bytes(model: &Model, spellings: &Spellings, kinds: &[Kind]) -> Result<Arena, 
         let write = |bytes: &mut Vec<u8>| match (kind, byte_of_token(spelling)) {
             (Kind::Unused, _) => {}
             (Kind::Byte, Some(byte)) => bytes.push(byte),
+            (Kind::UserDefined, _) if matches!(model, Model::Unigram(_)) => {
+                push_unmarked_bytes(spelling, bytes);
+            }
             (Kind::Normal, _) => match model {
                 Model::Bpe(bpe) if !bpe.raw() => push_alphabet_bytes(spelling, bytes),
                 _ => push_unmarked_bytes(spelling, bytes),

@@ -25,6 +25,7 @@ mod speculation;
 mod template_conformance;
 mod tiny;
 mod tokenizer_conformance;
+mod unigram;
 
 /// A folder of a test's own, removed at its end.
 struct Folder(PathBuf);
