@@ -1,10 +1,12 @@
 //! SentencePiece's Unigram model: of all ways to spell a text by pieces, the one whose scores have the highest sum.
 //!
-//! Ids are those of SentencePiece to the last tie, which its sums in 32 bits decide: so they are made in its order here.
+//! Ids are those of SentencePiece (0.2.3) to the last tie, which its sums in 32 bits decide: so they are made here as there.
 //! It has no limit on a text's length; [`WINDOW_BYTES`] is ours.
 
 mod charsmap;
 mod normalizer;
+#[cfg(test)]
+mod tests;
 mod trie;
 
 pub use charsmap::CharsmapError;
@@ -21,6 +23,9 @@ const WINDOW_BYTES: usize = 16 << 20;
 
 /// What an unknown character costs beside the worst piece.
 const UNKNOWN_PENALTY: f32 = 10.0;
+
+/// Sums beyond this begin at zero again: they would have no digits left to tell pieces apart.
+const SUM_MAX: f32 = 100_000.0;
 
 #[derive(Debug)]
 pub(super) struct Unigram {
@@ -56,13 +61,11 @@ impl Unigram {
         if let Some(id) = scores.iter().position(|score| !score.is_finite()) {
             return Err(TokenizerError::Score { id: id as TokenId, score: scores[id] });
         }
-        let normal = || scores.iter().zip(kinds).filter(|(_, kind)| **kind == Kind::Normal);
-        let worst = normal().fold(f32::MAX, |worst, (score, _)| worst.min(*score));
-        // The lowest is the smallest positive number there, and not the most negative.
-        let best = normal().fold(f32::MIN_POSITIVE, |best, (score, _)| best.max(*score));
+        let normal = scores.iter().zip(kinds).filter(|(_, kind)| **kind == Kind::Normal);
+        let worst = normal.fold(f32::MAX, |worst, (score, _)| worst.min(*score));
         let spelling = |id: usize| spellings.get(id as TokenId).unwrap_or_default();
         let gain = |(id, kind): (usize, &Kind)| match kind {
-            Kind::UserDefined => (f64::from(spelling(id).len() as f32 * best) - 0.1) as f32,
+            Kind::UserDefined => (0.1 * (spelling(id).len() as f64 - 1.0)) as f32,
             _ => scores[id],
         };
         let of_kinds = |wanted: &[Kind]| {
@@ -114,8 +117,13 @@ impl Unigram {
         path.ends.clear();
         path.ends.resize(text.len() + 1, End::default());
         path.ends[0].score = path.score;
+        let mut reached = 0;
         for (start, first) in text.char_indices() {
-            let score = path.ends[start].score;
+            let mut score = path.ends[start].score;
+            if score.abs() > SUM_MAX {
+                path.ends[start..=reached].iter_mut().for_each(|end| end.score -= score);
+                score = 0.0;
+            }
             let mut first_is_known = false;
             let mut node = Trie::ROOT;
             let mut len = 0;
@@ -125,11 +133,13 @@ impl Unigram {
                 len += c.len_utf8();
                 if let Some(id) = piece {
                     first_is_known |= len == first.len_utf8();
+                    reached = reached.max(start + len);
                     path.ends[start + len].offer(score + self.gains[id as usize], len, id);
                 }
             }
             if !first_is_known {
                 let len = first.len_utf8();
+                reached = reached.max(start + len);
                 path.ends[start + len].offer(score + self.unknown_gain, len, NO_TOKEN);
             }
         }

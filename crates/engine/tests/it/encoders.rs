@@ -1,7 +1,8 @@
 //! Models that make vectors or scores: the same however texts come together, and what others hear of them.
 
-use engine::gguf::Value;
+use engine::gguf::{Gguf, GgufWriter, Value};
 use engine::model::{Forward, Model, Purpose, Text};
+use engine::tokenizer::{EncodeOptions, Tokenizer};
 use engine::{
     Encoded, Encoder, EncoderConfig, Isa, KvCache, KvFormat, OpenOptions, Pool, Refused, normalize,
 };
@@ -84,6 +85,42 @@ fn an_encoder_sees_what_comes_after_a_token() {
     let model = open(grown::ENCODERS[2], 3, Isa::detect());
     let vector = |last: u32| encode(&model, &[&Text::one(vec![5, 6, last])], 1);
     assert_ne!(vector(7), vector(8));
+}
+
+/// The weights of one file with the vocabulary of another.
+fn joined(model: &Gguf, vocabulary: &Gguf) -> Gguf {
+    let mut writer = GgufWriter::new();
+    let tokenizer = vocabulary.metadata().filter(|(key, _)| key.starts_with("tokenizer."));
+    model.metadata().chain(tokenizer).for_each(|(key, value)| writer.put_value(key, &value));
+    for info in model.tensors() {
+        writer.tensor(&info.name, &info.shape, info.ty).expect("a possible tensor");
+    }
+    let data = |i: usize, _| model.tensor(&model.tensors()[i].name).expect("a tensor").data.to_vec();
+    Gguf::from_bytes(writer.into_bytes(data).expect("all data is there")).expect("a sound file")
+}
+
+#[test]
+fn xlm_roberta_and_its_kin_read_texts() {
+    let vocabulary = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/unigram/xlm-roberta.gguf");
+    let vocabulary = Gguf::open(vocabulary.as_ref()).expect("a sound file");
+    for (seed, species) in (20..).zip(grown::XLM_ROBERTA) {
+        let gguf = joined(&grown::grow(species, seed), &vocabulary);
+        let tokenizer = Tokenizer::from_gguf(&gguf).expect("a sound vocabulary");
+        let options = OpenOptions::default();
+        let model = Model::from_gguf(gguf, &options, &Pool::new(1), &mut |_| ()).expect("a sound model");
+        let text = |text: &str| match model.purpose() {
+            Purpose::Scores => {
+                let (tokens, second) = tokenizer.encode_pair("A small pump", text);
+                Text { tokens, second }
+            }
+            _ => Text::one(tokenizer.encode(text, EncodeOptions { add_special: true, parse_special: false })),
+        };
+        let texts = ["", "A pump stopped.", "ＴＥＸＴ", "二階のポンプ"].map(text);
+        assert!(texts.iter().all(|text| text.tokens.starts_with(&[0]) && text.tokens.ends_with(&[2])));
+        let vectors = encode(&model, &texts.iter().collect::<Vec<_>>(), 2);
+        assert!(vectors.iter().flatten().all(|x| x.is_finite()), "{}", model.family());
+        assert!(vectors[0] != vectors[1] && vectors[1] != vectors[2], "{}", model.family());
+    }
 }
 
 fn encoder(config: EncoderConfig) -> Encoder {

@@ -235,6 +235,36 @@ pub(crate) const PREDICTING: [Species; 3] = [
 
 const JOIN: (&str, &[u64]) = ("blk.3.nextn.eh_proj.weight", &[128, 64]);
 
+/// XLM-RoBERTa's kin, as large as the vocabulary of `tests/unigram/xlm-roberta.gguf`: Jina's, a plain one and a reranker.
+pub(crate) const XLM_ROBERTA: [Species; 3] = [
+    species("jina-bert-v3", &[NO_GROUPS, XLM_ROBERTA_VOCABULARY, ("rope.freq_base", Float(20_000.0))]),
+    Species {
+        ahead: 0,
+        family: "bert",
+        keys: &[
+            NO_GROUPS,
+            XLM_ROBERTA_VOCABULARY,
+            ("pooling_type", Number(2)),
+            ("context_length", Number(62)),
+        ],
+        optional: &[ONE_SEGMENT],
+    },
+    Species {
+        ahead: 0,
+        family: "bert",
+        keys: &[NO_GROUPS, XLM_ROBERTA_VOCABULARY, ("pooling_type", Number(4))],
+        optional: &[
+            ONE_SEGMENT,
+            ("cls.weight", &[64, 64]),
+            ("cls.bias", &[64]),
+            ("cls.output.weight", &[64, 1]),
+            ("cls.output.bias", &[1]),
+        ],
+    },
+];
+
+const XLM_ROBERTA_VOCABULARY: (&str, Key) = ("vocab_size", Number(132));
+
 /// One that would have to make a vector of what it keeps no single tokens of.
 pub(crate) const HYBRID_ENCODER: Species = species(
     "lfm2",
@@ -250,6 +280,8 @@ pub(crate) const TOKEN_ENCODER: Species = species("bert", &[NO_GROUPS, ("pooling
 
 /// Encoders share no keys between heads.
 const NO_GROUPS: (&str, Key) = ("attention.head_count_kv", Number(4));
+
+const ONE_SEGMENT: (&str, &[u64]) = ("token_types.weight", &[64, 1]);
 
 const SEGMENTS: (&str, &[u64]) = ("token_types.weight", &[64, 2]);
 

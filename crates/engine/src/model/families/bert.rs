@@ -6,10 +6,10 @@ use crate::model::{ModelError, keys::Keys};
 use kernels::attention::Pairing;
 use kernels::ops::{ActivationFunction, NormKind};
 
-/// Positions are learned, one by one.
+/// Positions are learned, one by one. Those of RoBERTa and its kin begin after the padding's number; files have them from there.
 pub(super) static FAMILY: Family = Family {
     name: "bert",
-    models: "BERT encoders: MiniLM, BGE, E5, GTE",
+    models: "BERT and XLM-RoBERTa encoders: MiniLM, BGE, BGE-M3, E5, GTE, Arctic Embed",
     read: |keys, family| {
         let mut config = encoder(keys, family, Pairing::Halves)?;
         config.input.positions = true;

@@ -57,6 +57,11 @@ impl Charsmap {
         Ok(Some(charsmap))
     }
 
+    #[cfg(test)]
+    pub(super) fn unchecked(units: Vec<u32>, replacements: &str) -> Self {
+        Self { units, replacements: replacements.into() }
+    }
+
     /// Looks at every unit, whether a text can lead to it or not.
     fn check(&self) -> Result<(), CharsmapError> {
         for (i, &unit) in self.units.iter().enumerate().filter(|(_, unit)| !is_value(**unit)) {
@@ -77,7 +82,7 @@ impl Charsmap {
     /// The length of the longest match at the beginning of `text`, and what replaces it.
     #[inline]
     pub(super) fn longest(&self, text: &str) -> Option<(usize, &str)> {
-        let mut at = offset(self.units[0]);
+        let mut at = offset(*self.units.first()?);
         let mut longest = None;
         for (i, &byte) in text.as_bytes().iter().take(RULE_BYTES_MAX).enumerate() {
             at ^= usize::from(byte);
