@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use engine::TokenId;
 use engine::gguf::Gguf;
 use engine::tokenizer::{EncodeOptions, TextStream, Tokenizer};
+use stdx::random::Random;
 
 /// A text, its ids, and what they are decoded to where all are known.
 type Record = (String, Vec<TokenId>, Option<String>);
@@ -23,6 +24,35 @@ fn ids_are_sentencepieces_for_larger_vocabularies() {
         Some(folder) => check(&PathBuf::from(folder)),
         None => println!("skipped: DUNLIN_UNIGRAM does not name a folder of tests/unigram/reference.py"),
     }
+}
+
+/// Bytes of sound files are changed at random: what still opens still encodes.
+#[test]
+fn damaged_vocabularies_never_panic() {
+    let texts = fs::read(Path::new(SMALL).join("rules.json")).expect("texts");
+    let texts: Vec<Record> = serde_json::from_slice(&texts).expect("texts, ids and decoded texts");
+    let read = |name| fs::read(Path::new(SMALL).join(name)).expect("a vocabulary");
+    let files = ["rules.gguf", "bytes.gguf", "xlm-roberta.gguf"].map(read);
+    let mut built = 0;
+    for seed in 0..3000 {
+        let mut random = Random::new(seed);
+        let mut file = files[random.below(3) as usize].clone();
+        for _ in 0..=random.below(8) {
+            let at = random.below(file.len() as u64) as usize;
+            file[at] = random.below(256) as u8;
+        }
+        let Ok(gguf) = Gguf::from_bytes(file) else { continue };
+        let Ok(tokenizer) = Tokenizer::from_gguf(&gguf) else { continue };
+        built += 1;
+        for (text, ..) in &texts[..120] {
+            let ids = tokenizer.encode(text, EncodeOptions::default());
+            let known = |id: &TokenId| (*id as usize) < tokenizer.vocabulary();
+            assert!(ids.iter().all(known), "seed {seed}: {text:?} became {ids:?}");
+            tokenizer.decode(&ids, true);
+        }
+    }
+    println!("3000 damaged vocabularies: {built} could be used");
+    assert!((300..3000).contains(&built), "damage of {built} of 3000 went unnoticed");
 }
 
 fn check(folder: &Path) {
