@@ -12,7 +12,7 @@ use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
 use engine::{
     Engine, EngineConfig, Event, FinishReason, Model, OpenOptions, Pool, Request, Sampling, Speculation,
-    TokenId, Usage,
+    TokenId, Usage, check_draft,
 };
 use stdx::random::Random;
 
@@ -46,6 +46,9 @@ pub(crate) struct Args {
     /// For `restart`: tokens of the conversation
     #[arg(long, default_value_t = 4096)]
     tokens: usize,
+    /// For `guesses`: a small model that guesses, too, and counts as well
+    #[arg(long, value_name = "GGUF")]
+    draft: Option<PathBuf>,
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// Where packed weights and saved caches are kept
@@ -66,9 +69,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn open(args: &Args) -> anyhow::Result<Arc<Model>> {
+    open_path(args, &args.model)
+}
+
+fn open_path(args: &Args, path: &Path) -> anyhow::Result<Arc<Model>> {
     let options = OpenOptions { cache: Some(args.cache_dir.join("packed")), ..OpenOptions::default() };
-    let model = Model::open(&args.model, &options, &Pool::new(args.threads), &mut |_| ())
-        .with_context(|| format!("cannot open {}", args.model.display()))?;
+    let model = Model::open(path, &options, &Pool::new(args.threads), &mut |_| ())
+        .with_context(|| format!("cannot open {}", path.display()))?;
     Ok(Arc::new(model))
 }
 
@@ -208,12 +215,23 @@ fn size(path: &Path) -> anyhow::Result<u64> {
 /// the prompt, and one at a high temperature says what nobody can guess.
 fn guesses(args: &Args) -> anyhow::Result<()> {
     let model = open(args)?;
-    let engines = [Speculation::Off, Speculation::WherePays]
-        .map(|speculation| start(args, &model, EngineConfig { speculation, ..config(2048) }));
-    for (what, temperature) in [("a text again, with edits", 0.0), ("what nobody can guess", 1e6)] {
+    let draft = args.draft.as_deref().map(|path| open_path(args, path)).transpose()?;
+    if let Some(draft) = &draft {
+        check_draft(&model, draft)?;
+    }
+    let engines = [Speculation::Off, Speculation::WherePays].map(|speculation| {
+        let config = EngineConfig { speculation, ..config(2048) };
+        Engine::start_with_draft(Arc::clone(&model), draft.clone(), Pool::new(args.threads), config)
+    });
+    let mut kinds = vec![("a text again, with edits", 0.0, edited_text as fn(&Model, u64) -> Vec<TokenId>)];
+    if draft.is_some() {
+        kinds.push(("what only the draft model can guess", 0.0, random_text));
+    }
+    kinds.push(("what nobody can guess", 1e6, edited_text));
+    for (what, temperature, text) in kinds {
         let mut ratios = Vec::new();
         for round in 0..args.rounds {
-            let prompt = edited_text(&model, round as u64);
+            let prompt = text(&model, round as u64);
             let seed = Some(round as u64);
             let all = Sampling { top_k: 0, top_p: 1.0, min_p: 0.0, ..Sampling::default() };
             let sampling = Sampling { temperature, seed, ..all };
@@ -256,6 +274,12 @@ fn edited_text(model: &Model, seed: u64) -> Vec<TokenId> {
         _ => token,
     });
     edited.chain(text.iter().take(4).copied()).collect()
+}
+
+/// A text in which nothing stands twice.
+fn random_text(model: &Model, seed: u64) -> Vec<TokenId> {
+    let mut random = Random::new(seed);
+    (0..TEXT_TOKENS).map(|_| random.below(model.vocabulary() as u64) as TokenId).collect()
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

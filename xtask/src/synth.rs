@@ -48,6 +48,9 @@ pub(crate) struct Args {
     /// the layers compute. For measuring what depends on what a model says
     #[arg(long)]
     counting: bool,
+    /// Tokens of the vocabulary, in place of the shape's: a draft model needs as many as the model it guesses for
+    #[arg(long, value_parser = clap::value_parser!(u64).range(300..))]
+    vocabulary: Option<u64>,
     /// The same seed gives the same file
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -66,7 +69,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 /// Writes the whole file or none.
 fn create(args: &Args, stop: &AtomicBool) -> anyhow::Result<()> {
-    let shape = args.shape.shape();
+    let mut shape = args.shape.shape();
+    shape.vocabulary = args.vocabulary.unwrap_or(shape.vocabulary);
     ensure!(
         (shape.experts.0 > 0) == (args.arch == Arch::Qwen3moe),
         "experts need --arch qwen3moe and a shape that has some: --shape 5b-a1b"
@@ -108,8 +112,16 @@ pub(crate) fn kept(
     let output = dir.join(format!("{shape}-{preset}.gguf"));
     if !output.exists() {
         let arch = if shape.shape().experts.0 > 0 { Arch::Qwen3moe } else { Arch::Llama };
-        let args =
-            Args { shape, preset, arch, counting: false, seed: 0, force: false, output: output.clone() };
+        let args = Args {
+            shape,
+            preset,
+            arch,
+            counting: false,
+            vocabulary: None,
+            seed: 0,
+            force: false,
+            output: output.clone(),
+        };
         create(&args, stop)?;
     }
     Ok(output)
@@ -318,7 +330,16 @@ mod tests {
     use super::*;
 
     fn args(output: PathBuf, preset: Preset, arch: Arch) -> Args {
-        Args { shape: ShapeName::B0_1, preset, arch, counting: false, seed: 1, force: false, output }
+        Args {
+            shape: ShapeName::B0_1,
+            preset,
+            arch,
+            counting: false,
+            vocabulary: None,
+            seed: 1,
+            force: false,
+            output,
+        }
     }
 
     fn small() -> Shape {
