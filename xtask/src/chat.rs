@@ -110,6 +110,7 @@ fn ask(engine: &Engine, prompt: &[TokenId], max_tokens: usize, sampling: Samplin
         stop: Vec::new(),
         logprobs: None,
         ignore_eos: true,
+        adapters: None,
     };
     let asked = Instant::now();
     let _ticket = engine.submit(request, Box::new(move |event| drop(sender.send(event))))?;

@@ -3,7 +3,7 @@
 use crate::talk;
 use engine::gguf::GgufError;
 use engine::request::Refused;
-use engine::{DraftError, Isa, ModelError};
+use engine::{AdapterError, DraftError, Isa, ModelError};
 use std::io;
 use std::process::ExitCode;
 use wire::listen::ListenError;
@@ -90,9 +90,10 @@ fn classify(error: &anyhow::Error) -> (Kind, Option<&'static str>) {
         let of_model = cause.downcast_ref::<ModelError>().map(model);
         let of_listen = cause.downcast_ref::<ListenError>().map(listen);
         let of_draft = cause.downcast_ref::<DraftError>().map(|_| (Kind::Model, Some(DRAFT_HINT)));
+        let of_adapter = cause.downcast_ref::<AdapterError>().map(adapter);
         let of_refused = cause.downcast_ref::<Refused>().map(refused);
         let of_io = cause.downcast_ref::<io::Error>().map(input_output);
-        of_gguf.or(of_model).or(of_draft).or(of_listen).or(of_refused).or(of_io)
+        of_gguf.or(of_model).or(of_draft).or(of_adapter).or(of_listen).or(of_refused).or(of_io)
     };
     error.chain().find_map(known).unwrap_or((Kind::Failed, None))
 }
@@ -132,6 +133,18 @@ fn model(error: &ModelError) -> (Kind, Option<&'static str>) {
     }
 }
 
+fn adapter(error: &AdapterError) -> (Kind, Option<&'static str>) {
+    let hint = match error {
+        AdapterError::Gguf(error) => return gguf(error),
+        AdapterError::Activated | AdapterError::UnknownFormat { .. } | AdapterError::Alpha { .. } => None,
+        AdapterError::NoAdapter { .. } => Some(
+            "adapters are made by llama.cpp's convert_lora_to_gguf.py; a whole model is served without --lora",
+        ),
+        _ => Some("an adapter works with the model that it was trained on, in any quantization"),
+    };
+    (Kind::Model, hint)
+}
+
 fn listen(error: &ListenError) -> (Kind, Option<&'static str>) {
     let hint = match error {
         ListenError::InUse { .. } => {
@@ -154,7 +167,10 @@ fn refused(error: &Refused) -> (Kind, Option<&'static str>) {
             Some("shorten the prompt, or set a larger context with --ctx-size where the model allows it"),
         ),
         Refused::OtherPurpose(_) => (Kind::Model, None),
-        Refused::UnknownToken { .. } | Refused::InvalidSampling { .. } => (Kind::Usage, None),
+        Refused::UnknownToken { .. }
+        | Refused::InvalidSampling { .. }
+        | Refused::UnknownAdapter { .. }
+        | Refused::InvalidAdapter { .. } => (Kind::Usage, None),
         Refused::QueueFull { .. } | Refused::ShuttingDown => (Kind::Failed, None),
     }
 }

@@ -7,13 +7,14 @@ use crate::pinning;
 use crate::progress::PackingBar;
 use crate::source::Source;
 use crate::talk;
+use anyhow::Context;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use engine::gguf::Gguf;
 use engine::model::{Listener, News, Outline, Packing, Progress, Purpose};
 use engine::{
-    ContextShift, Encoder, EncoderConfig, Engine, EngineConfig, Isa, KvFormat, Model, OpenOptions, PAGE,
-    Pool, Speculation, check_draft,
+    AdapterScale, ContextShift, Encoder, EncoderConfig, Engine, EngineConfig, Isa, KvFormat, Model,
+    OpenOptions, PAGE, Pool, Speculation, check_draft,
 };
 use serve::Worker;
 use std::env;
@@ -72,6 +73,16 @@ pub(crate) struct LoadArgs {
     #[arg(long, value_name = "GGUF", conflicts_with = "no_speculation")]
     draft: Option<PathBuf>,
 
+    /// A LoRA adapter for the model, as llama.cpp's convert_lora_to_gguf.py makes them. Requests may name adapters with a scale
+    /// each; those that do not get all. May be given several times
+    #[arg(long, value_name = "GGUF")]
+    lora: Vec<PathBuf>,
+
+    /// The same with the scale for requests that name no adapters; 0 for those that are named only. Adapters are counted from
+    /// 0, those of --lora first
+    #[arg(long, value_name = "GGUF:SCALE", value_parser = parse_scaled)]
+    lora_scaled: Vec<(PathBuf, f32)>,
+
     /// Write keys and values to the cache folder at the end and read them at the next start, so that conversations go on
     /// without computing them again
     #[arg(long, conflicts_with = "no_cache")]
@@ -104,6 +115,15 @@ fn kv_format_parser() -> impl TypedValueParser<Value = KvFormat> {
         .map(|name| name.parse().expect("one of the names"))
 }
 
+/// An adapter's file and its scale.
+fn parse_scaled(text: &str) -> Result<(PathBuf, f32), String> {
+    let scaled = text.rsplit_once(':').and_then(|(path, scale)| Some((path, scale.parse::<f32>().ok()?)));
+    match scaled.filter(|(path, scale)| !path.is_empty() && scale.is_finite()) {
+        Some((path, scale)) => Ok((path.into(), scale)),
+        None => Err("a file, a colon and a number are needed, such as adapter.gguf:0.5".to_owned()),
+    }
+}
+
 /// What the arguments mean for a model: everything is known, nothing is loaded.
 pub(crate) struct Plan {
     pub(crate) source: Source,
@@ -117,6 +137,8 @@ pub(crate) struct Plan {
     purpose: Purpose,
     /// The draft model's file.
     draft: Option<(Source, Gguf)>,
+    /// Adapters' files, and how much of each requests get that name none.
+    adapters: Vec<(Gguf, f32)>,
 }
 
 impl LoadArgs {
@@ -149,7 +171,9 @@ impl LoadArgs {
             Ok(((source, gguf), outline))
         });
         let (draft, of_draft) = draft.transpose()?.unzip();
+        let adapters = self.adapters(&source, &outline)?;
         let mut needs = Needs::new(&outline, &config);
+        needs.weight_bytes += adapters.iter().map(|(gguf, _)| gguf.len_bytes()).sum::<u64>();
         if let Some(of_draft) = &of_draft {
             needs = needs.with(Needs::new(of_draft, &config));
         }
@@ -164,7 +188,32 @@ impl LoadArgs {
         let saved = cache.as_deref().filter(|_| self.keep_kv);
         let config = EngineConfig { saved_cache: saved.map(|folder| saved_kv(folder, &source)), ..config };
         let cache = cache.map(packed_folder);
-        Ok(Plan { source, gguf, isa, threads, pins, config, cache, purpose: outline.purpose, draft })
+        Ok(Plan {
+            source,
+            gguf,
+            isa,
+            threads,
+            pins,
+            config,
+            cache,
+            purpose: outline.purpose,
+            draft,
+            adapters,
+        })
+    }
+
+    /// Opens the adapters' files.
+    fn adapters(&self, source: &Source, outline: &Outline) -> Result<Vec<(Gguf, f32)>, CliError> {
+        let whole = self.lora.iter().map(|path| (path, 1.0));
+        let scaled = self.lora_scaled.iter().map(|(path, scale)| (path, *scale));
+        let adapters = whole.chain(scaled).map(|(path, scale)| Ok((Gguf::open(path)?, scale)));
+        let adapters = adapters.collect::<Result<Vec<_>, CliError>>()?;
+        if !adapters.is_empty() && outline.purpose != Purpose::Generates {
+            let message =
+                format!("{} {}; adapters of such models are not supported", source.name(), outline.purpose);
+            return Err(CliError::new(Kind::Usage, message).with_hint("leave out --lora"));
+        }
+        Ok(adapters)
     }
 
     fn threads(&self) -> usize {
@@ -363,7 +412,10 @@ impl Plan {
             bar.update(packing);
             progress(packing.packed_bytes as f64 / packing.total_bytes.max(1) as f64);
         };
-        let model = Model::from_gguf(self.gguf, &options, &pool, &mut report)?;
+        let mut model = Model::from_gguf(self.gguf, &options, &pool, &mut report)?;
+        for (gguf, _) in &self.adapters {
+            add_adapter(&mut model, gguf, &pool)?;
+        }
         let draft = match self.draft {
             None => None,
             Some((_, gguf)) => {
@@ -381,7 +433,13 @@ impl Plan {
         }
         let model = Arc::new(model);
         Ok(match model.purpose() {
-            Purpose::Generates => Engine::start_with_draft(model, draft, pool, self.config).into(),
+            Purpose::Generates => {
+                let engine = Engine::start_with_draft(model, draft, pool, self.config);
+                let scales = self.adapters.iter().enumerate();
+                let scales = scales.map(|(id, &(_, scale))| AdapterScale { id, scale });
+                engine.set_default_adapters(&scales.collect::<Vec<_>>())?;
+                engine.into()
+            }
             Purpose::Embeds | Purpose::Scores => {
                 let config =
                     EncoderConfig { context_tokens: self.config.context_tokens, ..EncoderConfig::default() };
@@ -389,6 +447,19 @@ impl Plan {
             }
         })
     }
+}
+
+fn add_adapter(model: &mut Model, gguf: &Gguf, pool: &Pool) -> Result<(), CliError> {
+    let path = gguf.path().unwrap_or(Path::new("")).display();
+    let added = model.add_adapter(gguf, pool);
+    let adapter = added.with_context(|| format!("the adapter {path} cannot be used"))?;
+    match adapter.norms_left_out() {
+        0 => {}
+        norms => talk::say(format_args!(
+            "warning: {norms} norms in {path} are left out; adapters change matrices only"
+        )),
+    }
+    Ok(())
 }
 
 /// Says what happens to the weights.
@@ -473,6 +544,8 @@ mod tests {
             kv_memory: None,
             no_speculation: false,
             draft: None,
+            lora: Vec::new(),
+            lora_scaled: Vec::new(),
             context_shift: false,
             keep: 0,
             keep_kv: false,

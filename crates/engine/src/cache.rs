@@ -11,7 +11,7 @@ mod saved;
 pub(crate) use saved::Identity;
 pub use saved::SavedError;
 
-use crate::model::Model;
+use crate::model::{AdaptersKey, Model};
 use crate::request::TokenId;
 use kernels::attention::{KvFormat, KvLayer, KvShape, PAGE};
 use kernels::recurrent::{StateLayer, StateShape};
@@ -68,6 +68,8 @@ pub struct Sequence {
     known: usize,
     /// Slots of states after so many tokens.
     states: Vec<(usize, u32)>,
+    /// What it is computed with.
+    adapters: AdaptersKey,
 }
 
 impl Sequence {
@@ -156,18 +158,25 @@ impl KvCache {
     /// If there are more sequences than the cache is for.
     pub fn open(&mut self) -> Sequence {
         let slot = self.free_slots.pop().expect("no more sequences than the cache is for");
-        Sequence { pages: Vec::new(), slot, beside: None, known: 0, states: Vec::new() }
+        let adapters = AdaptersKey::default();
+        Sequence { pages: Vec::new(), slot, beside: None, known: 0, states: Vec::new(), adapters }
     }
 
-    /// Room for a sequence that begins with `tokens` and may grow to `positions`. What is known of all of them but the last,
-    /// which has to be computed for what follows it, is there already. `None` where too many pages are in use.
+    /// Room for a sequence that begins with `tokens`, is computed with `adapters`, and may grow to `positions`. What is known
+    /// of all of its tokens but the last, which has to be computed for what follows it, is there already. `None` where too
+    /// many pages are in use.
     ///
     /// # Panics
     /// As [`KvCache::open`].
-    pub fn resume(&mut self, tokens: &[TokenId], positions: usize) -> Option<Sequence> {
+    pub fn resume(
+        &mut self,
+        tokens: &[TokenId],
+        adapters: AdaptersKey,
+        positions: usize,
+    ) -> Option<Sequence> {
         let computed_anyway = tokens.len().saturating_sub(1);
-        let found = self.prefixes.find(&tokens[..computed_anyway], self.has_states);
-        let mut sequence = self.open();
+        let found = self.prefixes.find(adapters, &tokens[..computed_anyway], self.has_states);
+        let mut sequence = Sequence { adapters, ..self.open() };
         // What was found may not be forgotten to make room.
         let donor = found.partial.map(|(page, _)| page);
         found.pages.iter().chain(&donor).for_each(|&page| self.uses[page as usize] += 1);
@@ -284,7 +293,7 @@ impl KvCache {
         self.keep_state(&mut sequence, tokens.len());
         let beyond = sequence.pages.split_off(tokens.len().div_ceil(PAGE));
         beyond.into_iter().for_each(|page| self.release(page));
-        let unused = self.prefixes.insert(tokens, &sequence.pages, &sequence.states);
+        let unused = self.prefixes.insert(sequence.adapters, tokens, &sequence.pages, &sequence.states);
         self.take_back(unused);
         self.free_slots.push(sequence.slot);
     }

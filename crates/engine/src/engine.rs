@@ -1,7 +1,7 @@
 //! A loaded model and the thread that generates with it.
 
 use crate::cache::KvCache;
-use crate::model::{Model, News, Progress, Purpose};
+use crate::model::{AdapterScale, Model, News, Progress, Purpose};
 use crate::request::{Refused, Request, Sink, Stats, Ticket};
 use crate::sampler;
 use crate::scheduler::{Pending, Scheduler};
@@ -98,6 +98,8 @@ pub struct Engine {
     /// `None` once it was waited for.
     thread: Mutex<Option<JoinHandle<()>>>,
     threads: usize,
+    /// Of requests that name no adapters: how much of each there is.
+    default_scales: Mutex<Vec<f32>>,
 }
 
 /// Requests on their way to the scheduler, and what it says of itself.
@@ -171,7 +173,8 @@ impl Engine {
                 .spawn(run)
                 .expect("a thread can be started")
         };
-        Engine { model, config, inbox, thread: Mutex::new(Some(thread)), threads }
+        let default_scales = Mutex::new(vec![1.0; model.adapters().len()]);
+        Engine { model, config, inbox, thread: Mutex::new(Some(thread)), threads, default_scales }
     }
 
     pub fn model(&self) -> &Model {
@@ -189,6 +192,24 @@ impl Engine {
     /// Threads that compute.
     pub fn threads(&self) -> usize {
         self.threads
+    }
+
+    /// The adapters of requests that name none: all that are loaded, each whole unless that was changed.
+    pub fn default_adapters(&self) -> Vec<AdapterScale> {
+        let scales = self.default_scales.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        scales.iter().enumerate().map(|(id, &scale)| AdapterScale { id, scale }).collect()
+    }
+
+    /// Sets how much of each adapter requests get that name none, from the next one on; of those that are not listed, 0.
+    ///
+    /// # Errors
+    /// As [`Model::choose_adapters`]. Nothing is changed then.
+    pub fn set_default_adapters(&self, wanted: &[AdapterScale]) -> Result<(), Refused> {
+        self.model.choose_adapters(wanted)?;
+        let mut scales = self.default_scales.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        scales.fill(0.0);
+        wanted.iter().for_each(|&AdapterScale { id, scale }| scales[id] = scale);
+        Ok(())
     }
 
     /// Accepts a request; `sink` hears of it from the engine's thread until its [`Event::Finished`].
@@ -210,6 +231,10 @@ impl Engine {
             return Err(Refused::UnknownToken { id, vocabulary });
         }
         sampler::check(&request.sampling, vocabulary)?;
+        let adapters = match &request.adapters {
+            Some(wanted) => self.model.choose_adapters(wanted)?,
+            None => self.model.choose_adapters(&self.default_adapters())?,
+        };
 
         let mut state = self.inbox.lock();
         if state.stopping {
@@ -224,7 +249,14 @@ impl Engine {
         let (ticket, cancelled) = Ticket::new();
         state.seed = state.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let seed = state.seed;
-        state.waiting.push_back(Pending { request, sink, cancelled, submitted: Instant::now(), seed });
+        state.waiting.push_back(Pending {
+            request,
+            adapters,
+            sink,
+            cancelled,
+            submitted: Instant::now(),
+            seed,
+        });
         drop(state);
         self.inbox.arrived.notify_one();
         Ok(ticket)

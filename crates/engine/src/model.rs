@@ -4,6 +4,7 @@
 //! the instruction set in use (see [`packed`]). [`Forward::step`] computes one step of a batch. What it refuses to do:
 //! choose tokens (that is `sampler`), decide who runs (`scheduler`), read the environment or print.
 
+mod adapters;
 mod config;
 pub mod families;
 mod forward;
@@ -15,6 +16,7 @@ mod store;
 mod tensors;
 mod weights;
 
+pub use adapters::{Adapter, AdapterError, AdapterScale, Adapters, AdaptersKey};
 pub use forward::{Batch, Forward, SequenceStep, Text};
 pub use outline::{KvHeads, Outline};
 pub use store::{Listener, News, Outcome};
@@ -152,6 +154,7 @@ pub struct Model {
     isa: Isa,
     tokenizer: Option<Tokenizer>,
     template: Option<Result<ChatTemplate, TemplateError>>,
+    adapters: Vec<Adapter>,
 }
 
 impl Model {
@@ -196,7 +199,7 @@ impl Model {
         }
         let gguf = Arc::new(gguf);
         let store = Store::open(&gguf, plan, parts, options, pool, progress);
-        Ok(Model { gguf, config, size, store, isa: options.isa, tokenizer, template })
+        Ok(Model { gguf, config, size, store, isa: options.isa, tokenizer, template, adapters: Vec::new() })
     }
 
     pub fn gguf(&self) -> &Gguf {

@@ -4,7 +4,7 @@
 //! sink, a closure it calls from its own thread: so a blocking caller can use a channel and an async one its
 //! runtime's channel, and the engine knows neither.
 
-use crate::model::Purpose;
+use crate::model::{AdapterScale, Purpose};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -28,6 +28,8 @@ pub struct Request {
     pub logprobs: Option<usize>,
     /// Go on past the model's end-of-generation tokens (for benchmarks).
     pub ignore_eos: bool,
+    /// The adapters to compute with, and no others; `None`: as the engine's default has it.
+    pub adapters: Option<Vec<AdapterScale>>,
 }
 
 /// How the next token is chosen from the logits. [`Sampling::default`] is llama.cpp's default chain.
@@ -192,6 +194,10 @@ pub enum Refused {
     UnknownToken { id: TokenId, vocabulary: usize },
     #[error("{field}: {reason}")]
     InvalidSampling { field: &'static str, reason: String },
+    #[error("there is no adapter {id}: {adapters} are loaded, counted from 0")]
+    UnknownAdapter { id: usize, adapters: usize },
+    #[error("adapter {id} {reason}")]
+    InvalidAdapter { id: usize, reason: &'static str },
     #[error("{waiting} requests are waiting already")]
     QueueFull { waiting: usize },
     #[error("the model is not one for this: it {0}")]

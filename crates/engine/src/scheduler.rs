@@ -8,7 +8,7 @@
 
 use crate::cache::{KvCache, Sequence};
 use crate::engine::{EngineConfig, Inbox, Speculation};
-use crate::model::{Forward, Model, News, SequenceStep};
+use crate::model::{Adapters, Forward, Model, News, SequenceStep};
 use crate::request::{Event, FinishReason, Finished, Request, Sink, Stats, Timing, Token, TokenId, Usage};
 use crate::sampler::{Sampler, log_probabilities};
 use crate::speculation::draft::{BEHIND_MAX, Draft, Drafter, Followed, Main, Wish};
@@ -29,6 +29,8 @@ const KEEP_AFTER_MIN: usize = 2 * PAGE;
 /// A request that was accepted.
 pub(crate) struct Pending {
     pub(crate) request: Request,
+    /// What it computes with.
+    pub(crate) adapters: Adapters,
     pub(crate) sink: Sink,
     pub(crate) cancelled: Arc<AtomicBool>,
     pub(crate) submitted: Instant,
@@ -53,6 +55,7 @@ struct Slot {
     sink: Sink,
     cancelled: Arc<AtomicBool>,
     request: Request,
+    adapters: Adapters,
     sampler: Sampler,
     text: TextOut,
     sequence: Sequence,
@@ -243,17 +246,19 @@ impl<'a> Scheduler<'a> {
         }
         // The last token is never computed, only chosen.
         let positions = (prompt + completion_max - 1).min(self.config.context_tokens);
-        let Some(sequence) = self.cache.resume(&pending.request.prompt, positions) else {
+        let Some(sequence) = self.cache.resume(&pending.request.prompt, pending.adapters.key(), positions)
+        else {
             assert!(!self.slots.is_empty(), "the cache has room for a whole context");
             return Some(pending);
         };
         let computed = sequence.known();
         self.inbox.update(|stats| stats.cached_tokens_total += computed as u64);
         let draft = self.drafter.as_mut().and_then(|d| d.open(&pending.request.prompt, computed, positions));
-        let Pending { request, sink, cancelled, submitted, seed } = pending;
+        let Pending { request, adapters, sink, cancelled, submitted, seed } = pending;
         self.slots.push(Slot {
             sink,
             cancelled,
+            adapters,
             sampler: Sampler::new(request.sampling.clone(), seed, &request.prompt),
             text: TextOut::new(&request.stop),
             sequence,
@@ -536,6 +541,7 @@ impl<'a> Scheduler<'a> {
                 tokens: &slot.step,
                 position: slot.computed,
                 sequence: &slot.sequence,
+                adapters: slot.adapters.scales(),
                 outputs: own,
             });
         }

@@ -3,9 +3,9 @@
 //! The engine is one implementation; the tests have a scripted one. The calls are synchronous: the routes know
 //! which may take long and keep those off the threads that answer others.
 
-use engine::EncodedSink;
 use engine::model::{Purpose, Text};
 use engine::request::{Refused, Request, Sink, Stats, Ticket, TokenId};
+use engine::{AdapterScale, EncodedSink};
 use serde_json::{Map, Value};
 
 /// A loaded model.
@@ -37,10 +37,25 @@ pub trait Backend: Send + Sync + 'static {
     /// Hands a generation to the scheduler. Never waits: what cannot be queued is refused.
     fn submit(&self, request: Request, sink: Sink) -> Result<Ticket, Refused>;
 
+    /// The adapters that are loaded, by their ids.
+    fn adapters(&self) -> Vec<LoadedAdapter>;
+
+    /// Sets how much of each adapter requests get that name none; of those that are not listed, nothing.
+    fn set_adapters(&self, wanted: &[AdapterScale]) -> Result<(), Refused>;
+
     fn stats(&self) -> Stats;
 
     /// Cancels what runs and ends the scheduler. Later submissions are refused.
     fn shut_down(&self);
+}
+
+/// An adapter of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoadedAdapter {
+    pub name: String,
+    pub path: String,
+    /// How much of it requests get that name none.
+    pub scale: f32,
 }
 
 /// What is said about a model to its users.

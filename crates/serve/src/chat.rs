@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use engine::model::Purpose;
 use engine::request::TokenId;
 
+use crate::adapters;
 use crate::answer::collect;
 use crate::backend::{Backend, Chat, encode_rendered};
 use crate::error::{ApiError, json};
@@ -42,8 +43,8 @@ pub(crate) async fn create(
 }
 
 fn plan(backend: &dyn Backend, request: ChatRequest) -> Result<Plan, ApiError> {
-    let options = request.options;
-    server_has(backend, &options.model)?;
+    let mut options = request.options;
+    adapters::choose(backend, &mut options)?;
     let prompts = vec![prompt(backend, &request.chat)?];
     Ok(Plan { options, logprobs: request.logprobs, prompts, prompt_field: "messages" })
 }

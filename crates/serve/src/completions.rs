@@ -10,9 +10,9 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use engine::model::Purpose;
 
+use crate::adapters;
 use crate::answer::collect;
 use crate::backend::{Backend, EncodeOptions};
-use crate::chat::server_has;
 use crate::error::{ApiError, json};
 use crate::generation::{Generation, Plan};
 use crate::server::Server;
@@ -46,8 +46,8 @@ pub(crate) async fn create(
 
 /// What to generate, and for each choice the text that its answer begins with.
 fn plan(backend: &dyn Backend, request: CompletionRequest) -> Result<(Plan, Vec<String>), ApiError> {
-    let options = request.options;
-    server_has(backend, &options.model)?;
+    let mut options = request.options;
+    adapters::choose(backend, &mut options)?;
     let (mut prompts, mut echoes) = (Vec::new(), Vec::new());
     for prompt in request.prompts {
         let echo = if request.echo { text_of(backend, &prompt)? } else { String::new() };

@@ -82,6 +82,8 @@ pub struct Limits {
     pub stop_strings_max: usize,
     pub stop_string_bytes_max: usize,
     pub logit_bias_max: usize,
+    /// Adapters that a request may name.
+    pub adapters_max: usize,
     /// Values (objects, arrays, strings, numbers) in each of `messages`, `tools` and the like.
     pub json_values_max: usize,
 }
@@ -98,6 +100,7 @@ impl Default for Limits {
             stop_strings_max: 16,
             stop_string_bytes_max: 1024,
             logit_bias_max: 4096,
+            adapters_max: 64,
             json_values_max: 1 << 16,
         }
     }

@@ -1,11 +1,11 @@
 //! The routes' [`Backend`] over the real engine.
 
-use crate::backend::{Backend, Card, Chat, EncodeOptions, TemplateError};
+use crate::backend::{Backend, Card, Chat, EncodeOptions, LoadedAdapter, TemplateError};
 use engine::model::{Model, Text};
 use engine::request::{Refused, Request, Sink, Stats, Ticket, TokenId};
 use engine::template::{ChatInput, CivilTime};
 use engine::tokenizer::{self, Tokenizer};
-use engine::{EncodedSink, Encoder, Engine};
+use engine::{Adapter, AdapterScale, EncodedSink, Encoder, Engine};
 
 /// A model at work and what is said about it.
 #[derive(Debug)]
@@ -162,6 +162,24 @@ impl Backend for EngineBackend {
     fn submit(&self, request: Request, sink: Sink) -> Result<Ticket, Refused> {
         match &self.worker {
             Worker::Generating(engine) => engine.submit(request, sink),
+            Worker::Encoding(_) => Err(Refused::OtherPurpose(self.card.purpose)),
+        }
+    }
+
+    fn adapters(&self) -> Vec<LoadedAdapter> {
+        let Worker::Generating(engine) = &self.worker else { return Vec::new() };
+        let scales = engine.default_adapters().into_iter().map(|wanted| wanted.scale);
+        let loaded = |(adapter, scale): (&Adapter, f32)| LoadedAdapter {
+            name: adapter.name(),
+            path: adapter.path().map_or_else(String::new, |path| path.display().to_string()),
+            scale,
+        };
+        engine.model().adapters().iter().zip(scales).map(loaded).collect()
+    }
+
+    fn set_adapters(&self, wanted: &[AdapterScale]) -> Result<(), Refused> {
+        match &self.worker {
+            Worker::Generating(engine) => engine.set_default_adapters(wanted),
             Worker::Encoding(_) => Err(Refused::OtherPurpose(self.card.purpose)),
         }
     }

@@ -127,6 +127,13 @@ impl ApiError {
                 Self::field(prompt, format!("has the token {id}, but the vocabulary ends at {vocabulary}"))
             }
             Refused::InvalidSampling { field, reason } => Self::field(field, reason),
+            Refused::UnknownAdapter { id, adapters } => {
+                let problem = format!("names the adapter {id}, and {adapters} are loaded, counted from 0");
+                Self::field("lora", problem)
+            }
+            Refused::InvalidAdapter { id, reason } => {
+                Self::field("lora", format!("names the adapter {id}, which {reason}"))
+            }
             Refused::OtherPurpose(purpose) => Self::other_purpose(purpose),
             Refused::QueueFull { waiting } => Self::queue_full(waiting, retry_after),
             Refused::ShuttingDown => Self::draining(),

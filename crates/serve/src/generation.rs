@@ -44,6 +44,7 @@ impl Plan {
             stop: options.stop.clone(),
             logprobs: self.logprobs,
             ignore_eos: options.ignore_eos,
+            adapters: options.adapters.clone(),
         }
     }
 }

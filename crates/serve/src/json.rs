@@ -6,7 +6,7 @@ mod bounded;
 mod fields;
 mod kind;
 
-pub(crate) use fields::{Fields, wrong_kind};
+pub(crate) use fields::{Fields, read_list, wrong_kind};
 pub(crate) use kind::{Kind, kind_of};
 
 use crate::config::Limits;

@@ -1,6 +1,7 @@
 //! The inference API: OpenAI-compatible routes over a model. It loads no model, prints nothing and reads no file.
 #![forbid(unsafe_code)]
 
+mod adapters;
 mod answer;
 pub mod backend;
 pub mod chat;
@@ -24,7 +25,7 @@ mod status;
 mod stream;
 mod tokens;
 
-pub use backend::{Backend, Card, Chat, EncodeOptions, TemplateError};
+pub use backend::{Backend, Card, Chat, EncodeOptions, LoadedAdapter, TemplateError};
 pub use config::{Config, Environment, Limits};
 pub use edge::Access;
 pub use engine_backend::{EngineBackend, Worker};

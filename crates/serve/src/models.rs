@@ -5,6 +5,7 @@ use axum::response::{IntoResponse, Response};
 use engine::model::Purpose;
 use serde::Serialize;
 
+use crate::adapters;
 use crate::backend::Card;
 use crate::error::{ApiError, json};
 use crate::server::Server;
@@ -12,7 +13,7 @@ use crate::server::Server;
 #[derive(Serialize)]
 struct List<'a> {
     object: &'static str,
-    data: [Model<'a>; 1],
+    data: Vec<Model<'a>>,
 }
 
 #[derive(Serialize)]
@@ -22,6 +23,9 @@ struct Model<'a> {
     created: u64,
     owned_by: &'static str,
     aliases: &'a [String],
+    /// The model without the adapter, of one with an adapter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent: Option<&'a str>,
     meta: Meta<'a>,
 }
 
@@ -49,6 +53,7 @@ impl<'a> Model<'a> {
             created: card.created,
             owned_by: "dunlin",
             aliases: &card.aliases,
+            parent: None,
             meta: Meta {
                 n_ctx: card.context_tokens,
                 n_ctx_train: card.context_tokens_trained,
@@ -65,19 +70,31 @@ impl<'a> Model<'a> {
             },
         }
     }
+
+    /// The model with an adapter of that name.
+    fn adapted(card: &'a Card, name: &'a str) -> Self {
+        Self { id: name, aliases: &[], parent: Some(&card.id), ..Self::new(card) }
+    }
 }
 
 pub(crate) async fn list(State(server): State<Server>) -> Result<Response, ApiError> {
     let backend = server.backend()?;
-    Ok(json(&List { object: "list", data: [Model::new(backend.card())] }).into_response())
+    let (card, adapters) = (backend.card(), backend.adapters());
+    let adapted = adapters.iter().map(|adapter| Model::adapted(card, &adapter.name));
+    let data = std::iter::once(Model::new(card)).chain(adapted).collect();
+    Ok(json(&List { object: "list", data }).into_response())
 }
 
 /// Ids may contain slashes, so the route takes the rest of the path.
 pub(crate) async fn get(State(server): State<Server>, Path(id): Path<String>) -> Result<Response, ApiError> {
     let backend = server.backend()?;
     let card = backend.card();
-    if !card.answers_to(&id) || id.is_empty() {
-        return Err(ApiError::model_not_found(&id, &card.id));
+    if card.answers_to(&id) && !id.is_empty() {
+        return Ok(json(&Model::new(card)).into_response());
     }
-    Ok(json(&Model::new(card)).into_response())
+    let adapters = backend.adapters();
+    match adapters::place(&*backend, &adapters, &id) {
+        Some(place) => Ok(json(&Model::adapted(card, &adapters[place].name)).into_response()),
+        None => Err(ApiError::model_not_found(&id, &card.id)),
+    }
 }

@@ -1,8 +1,10 @@
 //! The fields that chat and text completions share: how many answers, how long, how chosen, how sent.
 
+use engine::AdapterScale;
 use engine::request::{Sampling, TOP_LOGPROBS_MAX, TokenId};
 use serde_json::Value;
 
+use crate::adapters;
 use crate::config::Limits;
 use crate::error::ApiError;
 use crate::json::{Fields, Kind, kind_of, wrong_kind};
@@ -29,6 +31,7 @@ pub(crate) const FIELDS: &[&str] = &[
     "frequency_penalty",
     "logit_bias",
     "seed",
+    "lora",
     "response_format",
     "best_of",
     "grammar",
@@ -67,6 +70,8 @@ pub struct Options {
     pub stop: Vec<String>,
     pub ignore_eos: bool,
     pub sampling: Sampling,
+    /// The adapters to compute with; `None`: as the server has it.
+    pub adapters: Option<Vec<AdapterScale>>,
 }
 
 impl Options {
@@ -86,6 +91,7 @@ impl Options {
             stop: stop(fields, limits)?,
             ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
             sampling: sampling(fields, limits)?,
+            adapters: adapters::read(fields, limits)?,
         })
     }
 

@@ -21,7 +21,7 @@ use crate::backend::Backend;
 use crate::config::Config;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
-use crate::{chat, completions, edge, embeddings, models, page, rerank, status, tokens};
+use crate::{adapters, chat, completions, edge, embeddings, models, page, rerank, status, tokens};
 
 /// Bodies longer than this are parsed and tokenized on a thread of their own, not between other clients' tokens.
 const COMPUTE_INLINE_BYTES_MAX: usize = 16 * 1024;
@@ -158,6 +158,7 @@ impl Server {
             .route("/v1/reranking", post(rerank::create))
             .route("/rerank", post(rerank::create))
             .route("/reranking", post(rerank::create))
+            .route("/lora-adapters", get(adapters::list).post(adapters::set))
             .route("/tokenize", post(tokens::tokenize))
             .route("/detokenize", post(tokens::detokenize))
             .route("/apply-template", post(tokens::apply_template))

@@ -93,7 +93,8 @@ impl Subject for Engine {
         let mut cache = KvCache::new(&model, KvFormat::F32, tokens.len(), 1);
         let mut sequence = cache.open();
         assert!(cache.reserve(&mut sequence, tokens.len()), "the cache was made for all tokens");
-        let step = SequenceStep { tokens, position: 0, sequence: &sequence, outputs: tokens.len() };
+        let step =
+            SequenceStep { tokens, position: 0, sequence: &sequence, adapters: &[], outputs: tokens.len() };
         let mut forward = Forward::new(&model, &pool, model.context_tokens());
         let logits = forward.step(&[step], &mut cache);
         Ok((0..logits.count()).flat_map(|row| logits.row(row)).copied().collect())

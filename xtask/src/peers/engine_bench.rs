@@ -141,7 +141,7 @@ impl<'a> Bench<'a> {
         let mut position = position;
         for chunk in self.tokens[..tokens].chunks(CHUNK_TOKENS) {
             let sequence = &self.sequences[stream];
-            let step = SequenceStep { tokens: chunk, position, sequence, outputs: 1 };
+            let step = SequenceStep { tokens: chunk, position, sequence, adapters: &[], outputs: 1 };
             self.forward.step(&[step], &mut self.cache);
             position += chunk.len();
         }
@@ -152,7 +152,7 @@ impl<'a> Bench<'a> {
         let tokens = &self.tokens[position..=position];
         let steps: Vec<_> = self.sequences[..streams]
             .iter()
-            .map(|sequence| SequenceStep { tokens, position, sequence, outputs: 1 })
+            .map(|sequence| SequenceStep { tokens, position, sequence, adapters: &[], outputs: 1 })
             .collect();
         self.forward.step(&steps, &mut self.cache);
     }

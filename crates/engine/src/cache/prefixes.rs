@@ -2,10 +2,13 @@
 //! compute them again.
 //!
 //! A node is a page; only a full page has others after it. A page that is in the tree is used by the tree, and by any number of
-//! sequences beside it; who forgets a node hands its page back. Knows nothing of what pages hold.
+//! sequences beside it; who forgets a node hands its page back. What was computed with other adapters has roots of its own.
+//! Knows nothing of what pages hold.
 
+use crate::model::AdaptersKey;
 use crate::request::TokenId;
 use kernels::attention::PAGE;
+use std::collections::BTreeMap;
 
 /// A node's place.
 pub(super) type NodeId = usize;
@@ -14,12 +17,13 @@ pub(super) type NodeId = usize;
 pub(super) struct Prefixes {
     nodes: Vec<Option<Node>>,
     vacant: Vec<NodeId>,
-    roots: Vec<NodeId>,
+    roots: BTreeMap<AdaptersKey, Vec<NodeId>>,
     clock: u64,
 }
 
 #[derive(Debug)]
 struct Node {
+    adapters: AdaptersKey,
     /// Up to [`PAGE`] of them; as many where the node has children.
     tokens: Vec<TokenId>,
     page: u32,
@@ -57,6 +61,7 @@ pub(super) struct Unused {
 /// A node as it is saved.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Entry<'a> {
+    pub(super) adapters: AdaptersKey,
     /// The place of the page before it in the list.
     pub(super) parent: Option<usize>,
     pub(super) tokens: &'a [TokenId],
@@ -73,19 +78,22 @@ impl Prefixes {
         self.nodes[id].as_mut().expect("a node that others know")
     }
 
-    fn children(&self, parent: Option<NodeId>) -> &[NodeId] {
-        parent.map_or(&self.roots, |parent| &self.node(parent).children)
+    fn children(&self, adapters: AdaptersKey, parent: Option<NodeId>) -> &[NodeId] {
+        match parent {
+            Some(parent) => &self.node(parent).children,
+            None => self.roots.get(&adapters).map_or(&[], Vec::as_slice),
+        }
     }
 
-    /// The longest known beginning of `tokens`; where `with_state`, the longest after which a state is known.
-    pub(super) fn find(&mut self, tokens: &[TokenId], with_state: bool) -> Found {
+    /// The longest beginning of `tokens` that is known with these adapters; where `with_state`, the longest after which a state is known.
+    pub(super) fn find(&mut self, adapters: AdaptersKey, tokens: &[TokenId], with_state: bool) -> Found {
         let mut found = Found::default();
         let mut with_states = None;
         let mut parent = None;
         loop {
             let left = &tokens[found.pages.len() * PAGE..];
             let shared = |&id: &NodeId| common(&self.node(id).tokens, left);
-            let best = self.children(parent).iter().copied().max_by_key(shared);
+            let best = self.children(adapters, parent).iter().copied().max_by_key(shared);
             let Some(id) = best.filter(|id| shared(id) > 0) else { break };
             let count = shared(&id);
             self.touch(id);
@@ -112,30 +120,36 @@ impl Prefixes {
         if with_state { with_states.unwrap_or_default() } else { found }
     }
 
-    /// Adds a sequence: its tokens, the pages that hold them, and slots of states after so many tokens. Returns what was known
+    /// Adds a sequence: what it was computed with, its tokens, the pages that hold them, and slots of states after so many tokens. Returns what was known
     /// already.
-    pub(super) fn insert(&mut self, tokens: &[TokenId], pages: &[u32], states: &[(usize, u32)]) -> Unused {
+    pub(super) fn insert(
+        &mut self,
+        adapters: AdaptersKey,
+        tokens: &[TokenId],
+        pages: &[u32],
+        states: &[(usize, u32)],
+    ) -> Unused {
         assert_eq!(tokens.len().div_ceil(PAGE), pages.len(), "pages of the tokens");
         let mut unused = Unused::default();
         let mut parent = None;
         for (i, (chunk, &page)) in tokens.chunks(PAGE).zip(pages).enumerate() {
             let own = states.iter().filter(|(after, _)| after.div_ceil(PAGE) == i + 1);
             let own: Vec<_> = own.map(|&(after, slot)| (after - i * PAGE, slot)).collect();
-            parent = Some(self.insert_page(parent, chunk, page, &own, &mut unused));
+            parent = Some(self.insert_page((adapters, parent), chunk, page, &own, &mut unused));
         }
         unused
     }
 
-    /// Adds a page after `parent`, with slots of states after so many of its tokens. What was known already goes to `unused`.
+    /// Adds a page after `parent`, which is of the same adapters, with slots of states after so many of its tokens. What was known already goes to `unused`.
     pub(super) fn insert_page(
         &mut self,
-        parent: Option<NodeId>,
+        (adapters, parent): (AdaptersKey, Option<NodeId>),
         tokens: &[TokenId],
         page: u32,
         states: &[(usize, u32)],
         unused: &mut Unused,
     ) -> NodeId {
-        let known = self.children(parent).iter().copied().find(|&id| {
+        let known = self.children(adapters, parent).iter().copied().find(|&id| {
             let other = &self.node(id).tokens;
             other.starts_with(tokens) || tokens.starts_with(other)
         });
@@ -153,7 +167,7 @@ impl Prefixes {
             }
             None => {
                 let (tokens, children, states) = (tokens.to_vec(), Vec::new(), Vec::new());
-                self.add(Node { tokens, page, parent, children, used_at: 0, states })
+                self.add(Node { adapters, tokens, page, parent, children, used_at: 0, states })
             }
         };
         self.touch(id);
@@ -180,7 +194,7 @@ impl Prefixes {
     }
 
     fn add(&mut self, node: Node) -> NodeId {
-        let parent = node.parent;
+        let (adapters, parent) = (node.adapters, node.parent);
         let id = match self.vacant.pop() {
             Some(id) => {
                 self.nodes[id] = Some(node);
@@ -193,7 +207,7 @@ impl Prefixes {
         };
         match parent {
             Some(parent) => self.node_mut(parent).children.push(id),
-            None => self.roots.push(id),
+            None => self.roots.entry(adapters).or_default().push(id),
         }
         id
     }
@@ -206,11 +220,13 @@ impl Prefixes {
             .min_by_key(|(_, node)| node.used_at)?;
         let node = self.nodes[id].take().expect("it was just found");
         self.vacant.push(id);
-        let siblings = match node.parent {
-            Some(parent) => &mut self.node_mut(parent).children,
-            None => &mut self.roots,
-        };
-        siblings.retain(|&sibling| sibling != id);
+        match node.parent {
+            Some(parent) => self.node_mut(parent).children.retain(|&sibling| sibling != id),
+            None => self.roots.retain(|_, roots| {
+                roots.retain(|&root| root != id);
+                !roots.is_empty()
+            }),
+        }
         Some(Unused { pages: vec![node.page], slots: node.states.iter().map(|(_, slot)| *slot).collect() })
     }
 
@@ -226,12 +242,14 @@ impl Prefixes {
     /// Every page, parents before children, the most recently used first as far as that allows.
     pub(super) fn entries(&self) -> Vec<Entry<'_>> {
         let mut entries: Vec<Entry<'_>> = Vec::new();
-        let mut open: Vec<(NodeId, Option<usize>)> = self.roots.iter().map(|&id| (id, None)).collect();
+        let mut open: Vec<(NodeId, Option<usize>)> =
+            self.roots.values().flatten().map(|&id| (id, None)).collect();
         while let Some(i) = (0..open.len()).max_by_key(|&i| self.node(open[i].0).used_at) {
             let (id, parent) = open.swap_remove(i);
             let node = self.node(id);
             open.extend(node.children.iter().map(|&child| (child, Some(entries.len()))));
-            entries.push(Entry { parent, tokens: &node.tokens, page: node.page, states: &node.states });
+            let Node { adapters, page, .. } = *node;
+            entries.push(Entry { adapters, parent, tokens: &node.tokens, page, states: &node.states });
         }
         entries
     }
@@ -248,6 +266,9 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
+    const NONE: AdaptersKey = AdaptersKey([0; 32]);
+    const OTHER: AdaptersKey = AdaptersKey([1; 32]);
+
     fn tokens(count: usize, seed: u32) -> Vec<TokenId> {
         (0..count as u32).map(|i| i * 31 + seed).collect()
     }
@@ -256,16 +277,22 @@ mod tests {
     fn the_longest_beginning_is_found() {
         let mut tree = Prefixes::default();
         let long = tokens(2 * PAGE + 40, 0);
-        assert_eq!(tree.insert(&long, &[5, 6, 7], &[]), Unused::default());
-        assert_eq!(tree.find(&long, false), Found { pages: vec![5, 6], partial: Some((7, 40)), state: None });
-        assert_eq!(tree.find(&long[..PAGE + 3], false).partial, Some((6, 3)));
-        assert_eq!(tree.find(&tokens(9, 1), false), Found::default());
+        assert_eq!(tree.insert(NONE, &long, &[5, 6, 7], &[]), Unused::default());
+        assert_eq!(
+            tree.find(NONE, &long, false),
+            Found { pages: vec![5, 6], partial: Some((7, 40)), state: None }
+        );
+        assert_eq!(tree.find(NONE, &long[..PAGE + 3], false).partial, Some((6, 3)));
+        assert_eq!(tree.find(NONE, &tokens(9, 1), false), Found::default());
         let mut other = long.clone();
         other[PAGE + 10] += 1;
-        assert_eq!(tree.find(&other, false), Found { pages: vec![5], partial: Some((6, 10)), state: None });
-        assert_eq!(tree.insert(&other, &[5, 8, 9], &[]), Unused { pages: vec![5], slots: vec![] });
         assert_eq!(
-            tree.find(&other, false),
+            tree.find(NONE, &other, false),
+            Found { pages: vec![5], partial: Some((6, 10)), state: None }
+        );
+        assert_eq!(tree.insert(NONE, &other, &[5, 8, 9], &[]), Unused { pages: vec![5], slots: vec![] });
+        assert_eq!(
+            tree.find(NONE, &other, false),
             Found { pages: vec![5, 8], partial: Some((9, 40)), state: None }
         );
     }
@@ -274,10 +301,10 @@ mod tests {
     fn a_page_that_goes_on_takes_the_place_of_one_that_was_cut_short() {
         let mut tree = Prefixes::default();
         let all = tokens(PAGE + 20, 0);
-        tree.insert(&all[..50], &[1], &[]);
-        assert_eq!(tree.insert(&all, &[2, 3], &[]), Unused { pages: vec![1], slots: vec![] });
-        assert_eq!(tree.insert(&all[..60], &[4], &[]), Unused { pages: vec![4], slots: vec![] });
-        assert_eq!(tree.find(&all, false).tokens(), PAGE + 20);
+        tree.insert(NONE, &all[..50], &[1], &[]);
+        assert_eq!(tree.insert(NONE, &all, &[2, 3], &[]), Unused { pages: vec![1], slots: vec![] });
+        assert_eq!(tree.insert(NONE, &all[..60], &[4], &[]), Unused { pages: vec![4], slots: vec![] });
+        assert_eq!(tree.find(NONE, &all, false).tokens(), PAGE + 20);
     }
 
     #[test]
@@ -285,22 +312,23 @@ mod tests {
         let mut tree = Prefixes::default();
         let all = tokens(2 * PAGE + 20, 0);
         let states = [(PAGE, 10), (PAGE + 7, 11), (2 * PAGE + 20, 12)];
-        assert_eq!(tree.insert(&all, &[1, 2, 3], &states), Unused::default());
+        assert_eq!(tree.insert(NONE, &all, &[1, 2, 3], &states), Unused::default());
         let state = |tree: &mut Prefixes, tokens: &[TokenId]| {
-            let found = tree.find(tokens, true);
+            let found = tree.find(NONE, tokens, true);
             (found.tokens(), found.state)
         };
         assert_eq!(state(&mut tree, &all), (2 * PAGE + 20, Some(12)));
         assert_eq!(state(&mut tree, &all[..2 * PAGE + 19]), (PAGE + 7, Some(11)));
         assert_eq!(state(&mut tree, &all[..PAGE + 6]), (PAGE, Some(10)));
         assert_eq!(state(&mut tree, &all[..PAGE - 1]), (0, None));
-        let again = tree.insert(&all, &[4, 5, 6], &[(PAGE, 20), (PAGE + 9, 21)]);
+        let again = tree.insert(NONE, &all, &[4, 5, 6], &[(PAGE, 20), (PAGE + 9, 21)]);
         assert_eq!(again, Unused { pages: vec![4, 5, 6], slots: vec![20] });
         assert_eq!(tree.forget_state(), Some(10));
     }
 
     proptest! {
-        /// Against a list of all that was inserted: what is found is the longest common beginning, and every page is handed
+        /// Against a list of all that was inserted: what is found is the longest common beginning of those with the same
+        /// adapters, and every page is handed
         /// back exactly once.
         #[test]
         fn the_tree_agrees_with_a_list(
@@ -310,6 +338,7 @@ mod tests {
             // Tokens of few kinds in long runs, so that sequences share pages.
             let sequences: Vec<Vec<TokenId>> =
                 sequences.into_iter().map(|s| s.iter().map(|t| t / 2 + u32::from(s.len() % 3 == 0)).collect()).collect();
+            let key = |sequence: &Vec<TokenId>| if sequence.len().is_multiple_of(2) { NONE } else { OTHER };
             let mut tree = Prefixes::default();
             let mut next = 0;
             let mut held = BTreeSet::new();
@@ -317,13 +346,16 @@ mod tests {
                 let pages: Vec<u32> = (0..sequence.len().div_ceil(PAGE)).map(|i| next + i as u32).collect();
                 next += pages.len() as u32;
                 held.extend(pages.iter().copied());
-                for page in tree.insert(sequence, &pages, &[]).pages {
+                for page in tree.insert(key(sequence), sequence, &pages, &[]).pages {
                     prop_assert!(held.remove(&page), "page {page} was handed back twice");
                 }
             }
             for sequence in &sequences {
-                let best = sequences.iter().map(|other| common(other, sequence)).max().unwrap_or(0);
-                prop_assert_eq!(tree.find(sequence, false).tokens(), best);
+                for adapters in [NONE, OTHER] {
+                    let of_adapters = sequences.iter().filter(|other| key(other) == adapters);
+                    let best = of_adapters.map(|other| common(other, sequence)).max().unwrap_or(0);
+                    prop_assert_eq!(tree.find(adapters, sequence, false).tokens(), best);
+                }
             }
             let listed: BTreeSet<u32> = tree.entries().iter().map(|entry| entry.page).collect();
             prop_assert_eq!(&listed, &held);

@@ -1,12 +1,13 @@
 //! A cache on disk, so that a conversation goes on after a restart where it was.
 //!
-//! A file is the identity of what it belongs to (model, formats, version), a table of pages with their tokens, and the bytes of
-//! each page and state under a checksum. It is written under a temporary name and renamed when whole, and read only if its
-//! identity is this cache's. Where a page's bytes are damaged, what was read before it is kept and no more is read.
+//! A file is the identity of what it belongs to (model, formats, version), a table of pages with their adapters and tokens,
+//! and the bytes of each page and state under a checksum. It is written under a temporary name and renamed when whole, and
+//! read only if its identity is this cache's. Where a page's bytes are damaged, what was read before it is kept and no more
+//! is read.
 
 use super::prefixes::{Entry, NodeId, Unused};
 use super::{KvCache, LayerCache};
-use crate::model::Model;
+use crate::model::{AdaptersKey, Model};
 use crate::request::TokenId;
 use kernels::attention::PAGE;
 use std::fs::{self, File};
@@ -17,7 +18,7 @@ use twox_hash::XxHash3_64;
 const MAGIC: &[u8; 8] = b"dunlinkv";
 
 /// Changes whenever this format does, or the layout of pages.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The most pages of a file; more than any memory holds.
 const PAGES_MAX: usize = 1 << 24;
@@ -102,6 +103,9 @@ impl KvCache {
         put_u32(&mut head, entries.len());
         for entry in entries {
             put_u32(&mut head, entry.parent.map_or(0, |parent| parent + 1));
+            if entry.parent.is_none() {
+                head.extend(entry.adapters.0);
+            }
             put_u32(&mut head, entry.tokens.len());
             entry.tokens.iter().for_each(|&token| head.extend(token.to_le_bytes()));
             put_u32(&mut head, entry.states.len());
@@ -212,7 +216,13 @@ impl KvCache {
             }
             let mut unused = Unused::default();
             let parent = record.parent.map(|parent| nodes[parent]);
-            nodes.push(self.prefixes.insert_page(parent, &record.tokens, page, &states, &mut unused));
+            nodes.push(self.prefixes.insert_page(
+                (record.adapters, parent),
+                &record.tokens,
+                page,
+                &states,
+                &mut unused,
+            ));
             self.take_back(unused);
             self.free_slots.push(sequence.slot);
             tokens += record.tokens.len();
@@ -283,6 +293,7 @@ fn put_identity(out: &mut Vec<u8>, identity: &Identity) {
 
 /// A page as the table has it.
 struct Record {
+    adapters: AdaptersKey,
     parent: Option<usize>,
     tokens: Vec<TokenId>,
     /// After how many of its tokens there are states.
@@ -323,11 +334,15 @@ impl Head<'_> {
             if parent.is_some_and(|parent| records[parent].tokens.len() < PAGE) {
                 return None;
             }
+            let adapters = match parent {
+                Some(parent) => records[parent].adapters,
+                None => AdaptersKey(self.bytes(32)?.try_into().ok()?),
+            };
             let len = self.count(PAGE)?;
             let tokens: Option<Vec<TokenId>> = (0..len).map(|_| self.u32()).collect();
             let states = self.count(PAGE)?;
             let states: Option<Vec<usize>> = (0..states).map(|_| self.count(len)).collect();
-            let record = Record { parent, tokens: tokens?, states: states? };
+            let record = Record { adapters, parent, tokens: tokens?, states: states? };
             if record.tokens.is_empty() || record.states.contains(&0) {
                 return None;
             }

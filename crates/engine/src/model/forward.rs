@@ -2,6 +2,7 @@
 //!
 //! What a layer is made of is in its [`config::Layer`](super::config::Layer); nothing here knows a family.
 
+mod adapt;
 mod attention;
 mod encode;
 mod experts;
@@ -13,11 +14,13 @@ mod recurrent;
 pub use encode::Text;
 
 use super::Model;
+use super::adapters::AdapterScale;
 use super::config::BeforeFeedForward;
 use super::rope::Rope;
 use super::weights::{Head, Linear, Norm, RopeTable, Weights};
 use crate::cache::{KvCache, LayerCache, Sequence};
 use crate::request::TokenId;
+use adapt::Adapting;
 use kernels::attention::{Chunk, Rotary, turn_pages};
 use kernels::format::Format;
 use kernels::ops::{self, Product, Rows, kinds_for};
@@ -33,6 +36,8 @@ pub struct SequenceStep<'a> {
     pub position: usize,
     /// The sequence's memory, with pages for all its positions.
     pub sequence: &'a Sequence,
+    /// What its tokens are computed with; the same in all steps of a sequence.
+    pub adapters: &'a [AdapterScale],
     /// Compute the logits that follow each of the last `outputs` tokens.
     pub outputs: usize,
 }
@@ -69,6 +74,7 @@ pub struct Forward<'a> {
     hidden: Rows,
     /// A row for each text, while one vector of it is made.
     pooled: Rows,
+    adapting: Adapting<'a>,
 }
 
 /// What all layers of a step need to know of its tokens.
@@ -104,6 +110,7 @@ impl<'a> Forward<'a> {
             keeps_hidden: false,
             hidden: Rows::default(),
             pooled: Rows::default(),
+            adapting: Adapting::new(model.adapters()),
         }
     }
 
@@ -124,8 +131,8 @@ impl<'a> Forward<'a> {
     /// from the weights in the model file.
     ///
     /// # Panics
-    /// If a token is outside of the vocabulary, a sequence's pages do not hold its positions, or the model makes a vector of a
-    /// text instead of logits.
+    /// If a token is outside of the vocabulary, a sequence's pages do not hold its positions, there is no such adapter, or the
+    /// model makes a vector of a text instead of logits.
     pub fn step(&mut self, batch: &Batch<'_>, cache: &mut KvCache) -> &Rows {
         let model = self.model;
         loop {
@@ -175,7 +182,9 @@ impl<'a> Forward<'a> {
         if self.keeps_hidden {
             self.norm_stream(norm);
             std::mem::swap(&mut self.normed, &mut self.hidden);
-            self.stream.keep(&outputs(batch).rows);
+            let Outputs { rows, .. } = outputs(batch);
+            self.stream.keep(&rows);
+            self.adapting.keep(&rows);
         }
         match &weights.parts.head {
             Head::Logits(output) => self.head(weights, norm, output),
@@ -208,6 +217,9 @@ impl<'a> Forward<'a> {
         let input = &weights.parts.input;
         let config = &self.model.config;
         self.embed_tokens(&input.embedding, batch);
+        self.adapting.begin(batch);
+        let ids: Vec<TokenId> = batch.iter().flat_map(|s| s.tokens).copied().collect();
+        self.adapting.embed(self.context(), &ids, &mut self.stream);
         if config.embedding_scale != 1.0 {
             ops::scale(self.context(), &mut self.stream, config.embedding_scale);
         }
@@ -282,8 +294,14 @@ impl<'a> Forward<'a> {
     fn activate_stream(&mut self, norm: Option<&Norm>, kinds: Kinds) {
         let context = self.context();
         match norm {
-            Some(norm) => ops::norm(context, &self.stream, norm.get(), kinds, &mut self.activations),
-            None => ops::activate(context, &self.stream, kinds, &mut self.activations),
+            Some(norm) => {
+                self.adapting.note_norm(context, &self.stream, norm.get());
+                ops::norm(context, &self.stream, norm.get(), kinds, &mut self.activations);
+            }
+            None => {
+                self.adapting.note(&self.stream);
+                ops::activate(context, &self.stream, kinds, &mut self.activations);
+            }
         }
     }
 
@@ -301,10 +319,12 @@ impl<'a> Forward<'a> {
         let affine = weights.affine(linear);
         if affine.is_plain() && norm.is_none() && self.model.config.residual_scale == 1.0 {
             let product = Product { affine, out: &mut self.stream, add: true };
-            return ops::multiply(context, &self.activations, &mut [product]);
+            ops::multiply(context, &self.activations, &mut [product]);
+            return self.adapting.add(context, linear, &mut self.stream);
         }
         self.added.reset(self.activations.tokens(), affine.matrix.rows());
         ops::multiply(context, &self.activations, &mut [Product::new(affine, &mut self.added)]);
+        self.adapting.add(context, linear, &mut self.added);
         self.add(norm);
     }
 
@@ -325,6 +345,7 @@ impl<'a> Forward<'a> {
         self.activate_stream(norm, kinds_for([head.matrix]));
         self.logits.reset(self.stream.count(), head.matrix.rows());
         ops::multiply(context, &self.activations, &mut [Product::new(head, &mut self.logits)]);
+        self.adapting.add(context, output, &mut self.logits);
         if config.logit_scale != 1.0 {
             ops::scale(context, &mut self.logits, config.logit_scale);
         }

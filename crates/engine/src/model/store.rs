@@ -217,6 +217,10 @@ impl Store {
         Progress { packed_bytes: self.shared.packed_bytes.load(Ordering::Relaxed), total_bytes }
     }
 
+    pub(crate) fn plan(&self) -> &Plan {
+        &self.shared.plan
+    }
+
     /// Over everything that the packed weights depend on.
     pub(crate) fn key(&self) -> [u8; 32] {
         self.shared.key

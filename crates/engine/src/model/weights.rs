@@ -87,6 +87,12 @@ const SEGMENTS_MAX: u64 = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MatrixId(usize);
 
+impl MatrixId {
+    pub(crate) fn index(self) -> usize {
+        self.0
+    }
+}
+
 /// A matrix with what may follow it: `y = scale * (matrix x) + bias`.
 ///
 /// llama.cpp, whose files these are, scales the matrices of attention before it adds the bias and those of the
@@ -301,6 +307,11 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
+    /// By [`MatrixId`]: rows of which planned matrix.
+    pub(crate) fn slices(&self) -> &[(usize, Range<usize>)] {
+        &self.slices
+    }
+
     /// One of all layers, the predictor's as the last.
     ///
     /// # Panics

@@ -7,7 +7,7 @@
 use super::Trust;
 use crate::cache::{KvCache, Sequence};
 use crate::engine::EngineConfig;
-use crate::model::{Forward, Model, Purpose, SequenceStep};
+use crate::model::{AdaptersKey, Forward, Model, Purpose, SequenceStep};
 use crate::request::TokenId;
 use crate::sampler::Sampler;
 use kernels::{Pool, ops};
@@ -153,7 +153,7 @@ impl Draft {
 
     fn step<'b>(&'b self, tokens: &'b [TokenId], main: &'b Sequence, outputs: usize) -> SequenceStep<'b> {
         let sequence = self.sequence.as_ref().unwrap_or(main);
-        SequenceStep { tokens, position: self.computed, sequence, outputs }
+        SequenceStep { tokens, position: self.computed, sequence, adapters: &[], outputs }
     }
 
     /// Whether it can guess at once what follows so many tokens.
@@ -209,7 +209,7 @@ impl<'a> Drafter<'a> {
     pub(crate) fn open(&mut self, prompt: &[TokenId], known: usize, positions: usize) -> Option<Draft> {
         let (sequence, computed) = match &mut self.source {
             Source::Model(small) => {
-                let sequence = small.cache.resume(prompt, positions)?;
+                let sequence = small.cache.resume(prompt, AdaptersKey::default(), positions)?;
                 let known = sequence.known();
                 (Some(sequence), known)
             }

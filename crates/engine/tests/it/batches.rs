@@ -1,7 +1,7 @@
 //! Greedy generation is the same however the work is cut and whoever else is at work, over random models and schedules.
 
 use engine::gguf::GgmlType;
-use engine::model::{Forward, Model, SequenceStep};
+use engine::model::{AdaptersKey, Forward, Model, SequenceStep};
 use engine::{Isa, KvCache, KvFormat, OpenOptions, Pool};
 use proptest::prelude::*;
 use stdx::random::Random;
@@ -34,7 +34,13 @@ fn plainly(model: &Model, format: KvFormat, prompt: &[u32]) -> Vec<u32> {
     let mut forward = Forward::new(model, &pool, 4096);
     let (mut tokens, mut done) = (prompt.to_vec(), 0);
     while tokens.len() < prompt.len() + GENERATED {
-        let step = SequenceStep { tokens: &tokens[done..], position: done, sequence: &sequence, outputs: 1 };
+        let step = SequenceStep {
+            tokens: &tokens[done..],
+            position: done,
+            sequence: &sequence,
+            adapters: &[],
+            outputs: 1,
+        };
         let next = largest(forward.step(&[step], &mut cache).row(0));
         done = tokens.len();
         tokens.push(next);
@@ -76,6 +82,7 @@ fn in_random_batches(
             tokens: &tokens[i][done[i]..][..counts[i]],
             position: done[i],
             sequence: &sequences[i],
+            adapters: &[],
             outputs: usize::from(done[i] + counts[i] == tokens[i].len()),
         };
         let batch: Vec<_> = busy.iter().map(step).collect();
@@ -162,7 +169,7 @@ fn on_from_cache(
     random: &mut Random,
 ) -> (Vec<u32>, usize) {
     let length = prompt.len() + GENERATED;
-    let mut sequence = cache.resume(prompt, length).expect("room for one");
+    let mut sequence = cache.resume(prompt, AdaptersKey::default(), length).expect("room for one");
     let known = sequence.known();
     let (mut tokens, mut done) = (prompt.to_vec(), known);
     let keep_at = 1 + random.below(prompt.len() as u64) as usize;
@@ -172,7 +179,13 @@ fn on_from_cache(
             end = keep_at;
         }
         let outputs = usize::from(end == tokens.len());
-        let step = SequenceStep { tokens: &tokens[done..end], position: done, sequence: &sequence, outputs };
+        let step = SequenceStep {
+            tokens: &tokens[done..end],
+            position: done,
+            sequence: &sequence,
+            adapters: &[],
+            outputs,
+        };
         let logits = forward.step(&[step], cache);
         done = end;
         if outputs > 0 {
@@ -262,7 +275,8 @@ fn greedy_tokens_do_not_depend_on_what_was_guessed() {
             }
             let all = [&tokens[done..], &guesses].concat();
             let outputs = guesses.len() + 1;
-            let step = SequenceStep { tokens: &all, position: done, sequence: &sequence, outputs };
+            let step =
+                SequenceStep { tokens: &all, position: done, sequence: &sequence, adapters: &[], outputs };
             let logits = forward.step(&[step], &mut cache);
             done = tokens.len();
             for row in 0..outputs {

@@ -57,6 +57,7 @@ pub(crate) fn request(prompt_tokens: usize, max_tokens: usize) -> Request {
         stop: Vec::new(),
         logprobs: Some(3),
         ignore_eos: true,
+        adapters: None,
     }
 }
 

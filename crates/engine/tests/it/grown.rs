@@ -19,7 +19,7 @@ pub(crate) struct Species {
     /// Layers that look further than to the next token.
     pub(crate) ahead: u32,
     /// Tensors that the engine does without, by the end of their names.
-    optional: &'static [(&'static str, &'static [u64])],
+    pub(crate) optional: &'static [(&'static str, &'static [u64])],
 }
 
 impl Species {

@@ -57,6 +57,7 @@ fn among_others(
                 tokens: &sequences[i][done[i]..][..counts[i]],
                 position: done[i],
                 sequence: &memory[i],
+                adapters: &[],
                 outputs: counts[i],
             })
             .collect();
@@ -199,7 +200,7 @@ fn logits_do_not_depend_on_how_many_are_wanted() {
             .zip(wanted)
             .map(|((tokens, sequence), outputs)| {
                 assert!(cache.reserve(sequence, tokens.len()));
-                SequenceStep { tokens, position: 0, sequence, outputs }
+                SequenceStep { tokens, position: 0, sequence, adapters: &[], outputs }
             })
             .collect();
         let mut forward = Forward::new(&model, &pool, 4096);

@@ -15,6 +15,7 @@ mod gguf_mutations;
 mod grown;
 mod kept;
 mod logits;
+mod lora;
 mod model_errors;
 mod outlines;
 mod packed_damage;

@@ -104,7 +104,7 @@ fn logits_of_one(model: &Model) -> Vec<u32> {
     let mut cache = KvCache::new(model, KvFormat::F16, 1, 1);
     let mut sequence = cache.open();
     assert!(cache.reserve(&mut sequence, 1), "the cache has a page");
-    let step = SequenceStep { tokens: &[7], position: 0, sequence: &sequence, outputs: 1 };
+    let step = SequenceStep { tokens: &[7], position: 0, sequence: &sequence, adapters: &[], outputs: 1 };
     let mut forward = Forward::new(model, &pool, 4096);
     forward.step(&[step], &mut cache).row(0).iter().map(|l| l.to_bits()).collect()
 }

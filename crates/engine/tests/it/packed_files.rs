@@ -79,7 +79,7 @@ pub(crate) fn logits(model: &Model) -> Vec<u32> {
     let mut sequence = cache.open();
     assert!(cache.reserve(&mut sequence, 8), "the cache has a page");
     let tokens = &[1, 5, 60, 2, 2, 33, 7, 8];
-    let step = SequenceStep { tokens, position: 0, sequence: &sequence, outputs: 8 };
+    let step = SequenceStep { tokens, position: 0, sequence: &sequence, adapters: &[], outputs: 8 };
     let mut forward = Forward::new(model, &pool, 4096);
     let rows = forward.step(&[step], &mut cache);
     (0..rows.count()).flat_map(|r| rows.row(r).iter().map(|l| l.to_bits())).collect()

@@ -97,7 +97,8 @@ fn a_predictor_is_a_layer_over_what_is_joined() {
         assert!(cache.reserve(&mut sequence, TOKENS));
         let mut forward = Forward::new(&model, &pool, 4096);
         forward.keep_hidden();
-        let step = SequenceStep { tokens: &tokens, position: 0, sequence: &sequence, outputs: 1 };
+        let step =
+            SequenceStep { tokens: &tokens, position: 0, sequence: &sequence, adapters: &[], outputs: 1 };
         forward.step(&[step], &mut cache);
         let hidden: Vec<Vec<f32>> = (0..TOKENS).map(|t| forward.hidden().row(t).to_vec()).collect();
         let (mut logits, mut made) = (Vec::new(), Vec::new());
@@ -108,6 +109,7 @@ fn a_predictor_is_a_layer_over_what_is_joined() {
                 tokens: &tokens[range.start + 1..][..outputs],
                 position: range.start,
                 sequence: &sequence,
+                adapters: &[],
                 outputs,
             };
             let (rows, hidden) = forward.predict(&[step], &[&hidden[range].concat()], &mut cache);
@@ -125,7 +127,13 @@ fn a_predictor_is_a_layer_over_what_is_joined() {
         let mut forward = Forward::new(&alone, &pool, 4096);
         forward.keep_hidden();
         let ids: Vec<u32> = (0..TOKENS as u32 - 1).collect();
-        let step = SequenceStep { tokens: &ids, position: 0, sequence: &sequence, outputs: TOKENS - 1 };
+        let step = SequenceStep {
+            tokens: &ids,
+            position: 0,
+            sequence: &sequence,
+            adapters: &[],
+            outputs: TOKENS - 1,
+        };
         let wanted = forward.step(&[step], &mut cache);
         let close = |got: &[f32], want: &[f32], what: &str| {
             let error = got.iter().zip(want).map(|(g, w)| (g - w).abs()).fold(0.0, f32::max);

@@ -4,12 +4,27 @@ use crate::layout::STRIP;
 use crate::shared::SharedMut;
 
 /// A row-major buffer of floats whose rows have room for whole strips.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Rows {
     data: Vec<f32>,
     count: usize,
     cols: usize,
     stride: usize,
+}
+
+impl Clone for Rows {
+    fn clone(&self) -> Self {
+        let mut rows = Self::default();
+        rows.clone_from(self);
+        rows
+    }
+
+    /// Copies what counts, which may be little of what a buffer once held.
+    fn clone_from(&mut self, other: &Self) {
+        self.reset(other.count, other.cols);
+        let len = other.count * other.stride;
+        self.data[..len].copy_from_slice(&other.data[..len]);
+    }
 }
 
 impl Rows {

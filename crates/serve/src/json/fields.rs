@@ -30,12 +30,7 @@ pub(crate) struct Fields<'a> {
 impl<'a> Fields<'a> {
     /// Reads `body`, which must be a JSON object, and keeps the fields named in `known`.
     pub(crate) fn read(body: &'a [u8], known: Known) -> Result<Self, ApiError> {
-        let text = str::from_utf8(body).map_err(|error| {
-            ApiError::invalid(format!("the body is not valid UTF-8 at byte {}", error.valid_up_to()))
-        })?;
-        if text.trim_ascii().is_empty() {
-            return Err(ApiError::invalid("the body is empty; send a JSON object"));
-        }
+        let text = text_of(body, "object")?;
         let mut deserializer = serde_json::Deserializer::from_str(text);
         let texts =
             deserializer.deserialize_any(Object { known }).map_err(|error| match error.classify() {
@@ -121,6 +116,34 @@ impl<'a> Fields<'a> {
         let left = Cell::new(values_max);
         seeded(name, text, BoundedValue { left: &left }).map(Some)
     }
+}
+
+/// A body that is a list of at most `max` elements of one type.
+pub(crate) fn read_list<'a, T: Deserialize<'a>>(body: &'a [u8], max: usize) -> Result<Vec<T>, ApiError> {
+    let text = text_of(body, "array")?;
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let list =
+        BoundedList::new(max).deserialize(&mut deserializer).map_err(|error| match error.classify() {
+            serde_json::error::Category::Data if kind_of(text) == Kind::Array => {
+                ApiError::invalid(format!("the body cannot be read: {error}"))
+            }
+            serde_json::error::Category::Data => {
+                ApiError::invalid(format!("the body must be a JSON array, not {}", kind_of(text)))
+            }
+            _ => not_json(&error),
+        })?;
+    deserializer.end().map_err(|error| not_json(&error))?;
+    Ok(list)
+}
+
+fn text_of<'a>(body: &'a [u8], wanted: &str) -> Result<&'a str, ApiError> {
+    let text = str::from_utf8(body).map_err(|error| {
+        ApiError::invalid(format!("the body is not valid UTF-8 at byte {}", error.valid_up_to()))
+    })?;
+    if text.trim_ascii().is_empty() {
+        return Err(ApiError::invalid(format!("the body is empty; send a JSON {wanted}")));
+    }
+    Ok(text)
 }
 
 pub(crate) fn wrong_kind(param: &str, wanted: &[Kind], found: Kind) -> ApiError {

@@ -10,8 +10,8 @@ use engine::request::{
     Event, FinishReason, Finished, Refused, Request, Sink, Stats, Ticket, Timing, Token, TokenId,
     TokenLogprob, Usage,
 };
-use engine::{Encoded, EncodedSink};
-use serve::{Backend, Card, Chat, EncodeOptions, TemplateError};
+use engine::{AdapterScale, Encoded, EncodedSink};
+use serve::{Backend, Card, Chat, EncodeOptions, LoadedAdapter, TemplateError};
 
 /// The special tokens, numbered from 256; the first begins every prompt.
 const SPECIAL: [&str; 3] = ["<s>", "</s>", "<|turn|>"];
@@ -38,6 +38,8 @@ pub(crate) struct Script {
     /// The reply is that of the first keyword found in the prompt; the last needs none.
     pub(crate) replies: &'static [(&'static str, &'static str)],
     pub(crate) purpose: Purpose,
+    /// The names of adapters.
+    pub(crate) adapters: &'static [&'static str],
 }
 
 impl Default for Script {
@@ -49,6 +51,7 @@ impl Default for Script {
             waiting_max: 64,
             replies: &[("", "The sea is calm tonight.")],
             purpose: Purpose::Generates,
+            adapters: &[],
         }
     }
 }
@@ -69,6 +72,8 @@ struct State {
     /// Generations that ended because their tickets were dropped.
     cancelled: usize,
     stopped: bool,
+    /// By adapter.
+    scales: Vec<f32>,
 }
 
 struct Active {
@@ -108,7 +113,8 @@ impl Fake {
                 words.push(word);
             }
         }
-        let (state, wake) = (Mutex::default(), Condvar::new());
+        let scales = vec![1.0; script.adapters.len()];
+        let (state, wake) = (Mutex::new(State { scales, ..State::default() }), Condvar::new());
         let fake = Arc::new(Self { card, script, words, state, wake });
         if let Pace::Every(pause) = fake.script.pace {
             let fake = Arc::clone(&fake);
@@ -383,6 +389,26 @@ impl Backend for Fake {
         Ok(Ticket::new().0)
     }
 
+    fn adapters(&self) -> Vec<LoadedAdapter> {
+        let loaded = |(name, scale): (&&str, &f32)| LoadedAdapter {
+            name: (*name).to_owned(),
+            path: format!("/adapters/{name}.gguf"),
+            scale: *scale,
+        };
+        self.script.adapters.iter().zip(&self.state().scales).map(loaded).collect()
+    }
+
+    fn set_adapters(&self, wanted: &[AdapterScale]) -> Result<(), Refused> {
+        let mut state = self.state();
+        let adapters = state.scales.len();
+        if let Some(&AdapterScale { id, .. }) = wanted.iter().find(|wanted| wanted.id >= adapters) {
+            return Err(Refused::UnknownAdapter { id, adapters });
+        }
+        state.scales.fill(0.0);
+        wanted.iter().for_each(|wanted| state.scales[wanted.id] = wanted.scale);
+        Ok(())
+    }
+
     fn submit(&self, request: Request, sink: Sink) -> Result<Ticket, Refused> {
         let mut state = self.state();
         if state.stopped {
@@ -401,6 +427,11 @@ impl Backend for Fake {
         if request.sampling.logit_bias.iter().any(|(id, _)| *id as usize >= self.card.vocabulary) {
             let reason = "names a token outside of the vocabulary".into();
             return Err(Refused::InvalidSampling { field: "logit_bias", reason });
+        }
+        let adapters = self.script.adapters.len();
+        let unknown = |wanted: &&AdapterScale| wanted.id >= adapters;
+        if let Some(&AdapterScale { id, .. }) = request.adapters.iter().flatten().find(unknown) {
+            return Err(Refused::UnknownAdapter { id, adapters });
         }
         let busy = state.running.len() + state.waiting.len();
         if busy >= self.script.running_max + self.script.waiting_max {

@@ -1,5 +1,6 @@
 //! The API from outside: over real sockets, with a scripted model behind it.
 
+mod adapters;
 mod allocations;
 mod answers;
 mod client;

@@ -22,7 +22,7 @@ const EXAMPLES: &[&str] = &[
     r#"{"prompt":"Once upon a time","max_tokens":5,"logprobs":2,"presence_penalty":0.5,"frequency_penalty":-0.5,"top_k":40,"top_p":0.9,"min_p":0.05,"repeat_penalty":1.1,"repeat_last_n":64}"#,
     r#"{"prompt":["a","b"],"echo":true,"n":2,"best_of":2,"ignore_eos":true,"max_tokens":3,"user":"u","metadata":{"k":"v"}}"#,
     r#"{"prompt":[[1,2,3],[4,5]],"stream":true,"suffix":null,"logit_bias":[[1,-1],[2,false]],"max_tokens":4}"#,
-    r#"{"prompt":[72,101,108,108,111],"max_completion_tokens":2,"stop":"x","seed":-7}"#,
+    r#"{"prompt":[72,101,108,108,111],"max_completion_tokens":2,"stop":"x","seed":-7,"lora":[{"id":0,"scale":0.5}]}"#,
     r#"{"input":["a text","another"],"model":"dunlin","encoding_format":"base64","dimensions":3,"user":"u"}"#,
     r#"{"query":"which?","documents":["this","that",{"text":"neither"}],"top_n":2,"return_documents":true}"#,
 ];
@@ -176,6 +176,7 @@ fn large_bodies_stay_within_bounds() {
             "prompt",
             "stop",
             "logit_bias",
+            "lora",
             "unknown",
             "response_format",
             "input",

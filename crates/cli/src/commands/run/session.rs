@@ -127,6 +127,7 @@ impl Session {
             stop: Vec::new(),
             logprobs: None,
             ignore_eos: false,
+            adapters: None,
         };
         let sender = self.sender.clone();
         // Nobody listens any more when the program is ending.

@@ -5,8 +5,8 @@ use crate::model::config::{self, Temperature};
 use crate::model::weights::{self, Weights};
 use kernels::attention::{HeadNorms, KvLayer, Mask, Preparation, Scoring, attend, rotate_and_store};
 use kernels::ops::{
-    self, Group, HeadPlaces, Product, Rows, activate_groups, copy_heads, kinds_for, merge_heads,
-    multiply_groups, split_heads,
+    self, Group, HeadPlaces, Product, activate_groups, copy_heads, kinds_for, merge_heads, multiply_groups,
+    split_heads,
 };
 
 impl Forward<'_> {
@@ -72,6 +72,10 @@ impl Forward<'_> {
             Product::new(affine, rows)
         });
         ops::multiply(context, &self.activations, &mut products);
+        let [queries, keys, values] = products.map(|product| product.out);
+        for (linear, out) in [(&parts.query, queries), (&parts.key, keys), (&parts.value, values)] {
+            self.adapting.add(context, linear, out);
+        }
         if config.gated {
             let (heads, len) = (config.heads, config.head_dim);
             let part = |first| HeadPlaces { first, stride: 2 * len, len, heads };
@@ -162,11 +166,15 @@ impl Forward<'_> {
         self.up.reset(count, query.matrix.rows());
         let mut products = [Product::new(latent, &mut self.gate), Product::new(query, &mut self.up)];
         ops::multiply(context, &self.activations, &mut products);
-        if let weights::LatentQuery::Short { norm, up, .. } = &parts.query {
-            let up = weights.affine(up);
+        self.adapting.add(context, &parts.latent, &mut self.gate);
+        self.adapting.add(context, first, &mut self.up);
+        if let weights::LatentQuery::Short { norm, up: linear, .. } = &parts.query {
+            let up = weights.affine(linear);
+            self.adapting.note_norm(context, &self.up, norm.get());
             ops::norm(context, &self.up, norm.get(), kinds_for([up.matrix]), &mut self.activations);
             self.up.reset(count, up.matrix.rows());
             ops::multiply(context, &self.activations, &mut [Product::new(up, &mut self.up)]);
+            self.adapting.add(context, linear, &mut self.up);
         }
     }
 
@@ -184,7 +192,10 @@ impl Forward<'_> {
         };
         let groups: Vec<_> = of_heads.iter().enumerate().map(group).collect();
         self.added.reset(self.gate.count(), first.rows());
-        let out: &mut Rows = &mut self.added;
-        multiply_groups(context, &self.activations, &groups, out);
+        multiply_groups(context, &self.activations, &groups, &mut self.added);
+        self.adapting.note(&self.gate);
+        let parts: Vec<_> =
+            of_heads.iter().zip(groups).map(|(linear, group)| (linear, group.tokens)).collect();
+        self.adapting.add_parts(context, &parts, |row| row, |row| row % tokens, &mut self.added);
     }
 }

@@ -48,7 +48,8 @@ impl Forward<'_> {
         );
         let step = |(text, sequence)| {
             let Text { tokens, .. }: &Text = text;
-            SequenceStep { tokens, position: 0, sequence, outputs: if last_only { 1 } else { tokens.len() } }
+            let outputs = if last_only { 1 } else { tokens.len() };
+            SequenceStep { tokens, position: 0, sequence, adapters: &[], outputs }
         };
         let batch: Vec<_> = texts.iter().copied().zip(&sequences).map(step).collect();
         loop {

@@ -4,6 +4,7 @@
 //! prefill as panels of tokens, in a decode as one list of items over all experts that were chosen.
 
 use super::Forward;
+use super::adapt::Part;
 use crate::model::config::{self, Groups, Probabilities, Router};
 use crate::model::weights::{Dense, Experts, Shared, Weights};
 use kernels::Activations;
@@ -61,32 +62,40 @@ impl Forward<'_> {
         let lens: Vec<usize> = groups.iter().map(|(_, tokens)| tokens.len()).collect();
         let buffers = &mut self.experts;
         activate_groups(context, &self.normed, &buffers.asked, &lens, inputs, &mut buffers.activations);
-        let gated: Vec<_> = groups
-            .iter()
-            .map(|(expert, tokens)| {
-                let dense = &experts.experts[*expert];
-                let (gate, up) = (weights.affine(&dense.gate), weights.affine(&dense.up));
-                Gated { gate, up, tokens: tokens.clone() }
-            })
-            .collect();
         let answers = buffers.asked.len();
         self.gate.reset(answers, config.width);
         self.up.reset(answers, config.width);
+        let asked = groups.iter().map(|(expert, tokens)| (&experts.experts[*expert], tokens.clone()));
         let (gate, up) = (&mut self.gate, &mut self.up);
-        multiply_gated(context, &buffers.activations, config.function, &gated, gate, up);
+        let activations = &buffers.activations;
+        let token = |answer: usize| buffers.asked[answer] as usize;
+        if self.adapting.changes(asked.clone().flat_map(|(dense, _)| [&dense.gate, &dense.up])) {
+            // As for a dense part; see there. What was noted are the rows of tokens, as for the router.
+            let gates: Vec<Part<'_>> = asked.clone().map(|(dense, tokens)| (&dense.gate, tokens)).collect();
+            let ups: Vec<Part<'_>> = asked.clone().map(|(dense, tokens)| (&dense.up, tokens)).collect();
+            for (parts, out) in [(gates, &mut *gate), (ups, &mut *up)] {
+                multiply_groups(context, activations, &of_parts(weights, &parts), out);
+                self.adapting.add_parts(context, &parts, token, token, out);
+            }
+            ops::gate(context, config.function, gate, up);
+        } else {
+            let gated = asked.clone().map(|(dense, tokens)| {
+                let (gate, up) = (weights.affine(&dense.gate), weights.affine(&dense.up));
+                Gated { gate, up, tokens }
+            });
+            let gated: Vec<_> = gated.collect();
+            multiply_gated(context, activations, config.function, &gated, gate, up);
+        }
 
         buffers.in_order.clear();
         buffers.in_order.extend(0..answers as u32);
         activate_groups(context, &self.gate, &buffers.in_order, &lens, outputs, &mut buffers.activations);
-        let downs: Vec<_> = groups
-            .iter()
-            .map(|(expert, tokens)| Group {
-                affine: weights.affine(&experts.experts[*expert].down),
-                tokens: tokens.clone(),
-            })
-            .collect();
+        let downs: Vec<Part<'_>> = asked.map(|(dense, tokens)| (&dense.down, tokens)).collect();
         buffers.answers.reset(answers, self.model.config.width);
-        multiply_groups(context, &buffers.activations, &downs, &mut buffers.answers);
+        multiply_groups(context, &buffers.activations, &of_parts(weights, &downs), &mut buffers.answers);
+        self.adapting.note(&self.gate);
+        let token = |answer: usize| buffers.asked[answer] as usize;
+        self.adapting.add_parts(context, &downs, |row| row, token, &mut buffers.answers);
         self.added.reset(self.normed.count(), self.model.config.width);
         ops::weighted_sums(context, &buffers.answers, &buffers.weighted, config.used, &mut self.added);
         self.ask_shared(weights, config, experts);
@@ -110,6 +119,11 @@ impl Forward<'_> {
             products.push(Product::new(weights.affine(gate), shares));
         }
         ops::multiply(context, &self.activations, &mut products);
+        self.adapting.note(&self.normed);
+        self.adapting.add(context, &experts.router, &mut self.experts.scores);
+        if let Some(gate) = experts.shared.as_ref().and_then(|shared| shared.gate.as_ref()) {
+            self.adapting.add(context, gate, &mut self.experts.shares);
+        }
         let buffers = &mut self.experts;
         buffers.chosen.clear();
         for t in 0..buffers.scores.count() {
@@ -153,11 +167,13 @@ impl Forward<'_> {
     fn ask_shared(&mut self, weights: &Weights, config: &config::Experts, experts: &Experts) {
         let Some(shared) = &experts.shared else { return };
         let context = self.context();
+        self.adapting.note(&self.normed);
         self.gate(weights, &shared.expert, config.function);
         let down = weights.affine(&shared.expert.down);
         let Buffers { answers, shares, .. } = &mut self.experts;
         answers.reset(self.normed.count(), self.model.config.width);
         ops::multiply(context, &self.activations, &mut [Product::new(down, answers)]);
+        self.adapting.add(context, &shared.expert.down, answers);
         if shared.gate.is_some() {
             for t in 0..answers.count() {
                 let share = 1.0 / (1.0 + (-shares.row(t)[0]).exp());
@@ -166,6 +182,13 @@ impl Forward<'_> {
         }
         ops::add(context, &mut self.added, answers);
     }
+}
+
+/// The products of some rows with matrices of their own.
+fn of_parts<'w>(weights: &'w Weights, parts: &[Part<'w>]) -> Vec<Group<'w>> {
+    let group =
+        |(linear, tokens): &Part<'w>| Group { affine: weights.affine(linear), tokens: tokens.clone() };
+    parts.iter().map(group).collect()
 }
 
 /// The `used` experts with the highest scores, best first, of equal ones the first; `scores` become probabilities.

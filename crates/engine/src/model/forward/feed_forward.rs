@@ -28,8 +28,10 @@ impl Forward<'_> {
                 let context = self.context();
                 self.up.reset(self.activations.tokens(), up.matrix.rows());
                 ops::multiply(context, &self.activations, &mut [Product::new(up, &mut self.up)]);
+                self.adapting.add(context, &ungated.up, &mut self.up);
                 ops::apply(context, function, &mut self.up);
                 ops::activate(context, &self.up, kinds_for([down]), &mut self.activations);
+                self.adapting.note(&self.up);
                 self.add_product(weights, &ungated.down, layer.fed_forward_norm.as_ref());
             }
             (config::FeedForward::Experts(config), weights::FeedForward::Experts(experts)) => {
@@ -48,9 +50,19 @@ impl Forward<'_> {
         let (gate, up) = (weights.affine(&dense.gate), weights.affine(&dense.up));
         self.gate.reset(tokens, gate.matrix.rows());
         self.up.reset(tokens, gate.matrix.rows());
-        let groups = [Gated { gate, up, tokens: 0..tokens }];
-        multiply_gated(context, &self.activations, function, &groups, &mut self.gate, &mut self.up);
+        if self.adapting.changes([&dense.gate, &dense.up]) {
+            // Something is added before the function, so what is one call otherwise comes apart; the sums are the same.
+            let (gate, up) = (Product::new(gate, &mut self.gate), Product::new(up, &mut self.up));
+            ops::multiply(context, &self.activations, &mut [gate, up]);
+            self.adapting.add(context, &dense.gate, &mut self.gate);
+            self.adapting.add(context, &dense.up, &mut self.up);
+            ops::gate(context, function, &mut self.gate, &self.up);
+        } else {
+            let groups = [Gated { gate, up, tokens: 0..tokens }];
+            multiply_gated(context, &self.activations, function, &groups, &mut self.gate, &mut self.up);
+        }
         let kinds = kinds_for([weights.matrix(&dense.down)]);
         ops::activate(context, &self.gate, kinds, &mut self.activations);
+        self.adapting.note(&self.gate);
     }
 }

@@ -50,11 +50,13 @@ impl Forward<'_> {
         };
         let kinds = kinds_for([weights.matrix(output)]);
         ops::activate(self.context(), &self.attended, kinds, &mut self.activations);
+        self.adapting.note(&self.attended);
         if config.norms.before_feed_forward == BeforeFeedForward::Parallel {
             let affine = weights.affine(output);
             self.added.reset(self.activations.tokens(), affine.matrix.rows());
             let context = self.context();
             ops::multiply(context, &self.activations, &mut [Product::new(affine, &mut self.added)]);
+            self.adapting.add(context, output, &mut self.added);
         } else {
             self.add_product(weights, output, layer.mixed_norm.as_ref());
         }
@@ -65,6 +67,7 @@ impl Forward<'_> {
         if let Some(Outputs { rows, chunks }) = kept {
             self.stream.keep(rows);
             self.queries.keep(rows);
+            self.adapting.keep(rows);
             tokens.chunks.clone_from(chunks);
         }
     }
@@ -74,6 +77,7 @@ impl Forward<'_> {
         if let Some(Outputs { rows, .. }) = kept {
             self.stream.keep(rows);
             self.attended.keep(rows);
+            self.adapting.keep(rows);
         }
     }
 }

@@ -21,7 +21,7 @@ impl Forward<'_> {
 
     /// Takes tokens through the predictor, each with what was made of the one before it: `hidden` has the rows of each
     /// sequence, and positions are of the tokens that these were made of. Returns the logits that were asked for and what was
-    /// made on the way to each.
+    /// made on the way to each. Adapters change nothing here.
     ///
     /// # Panics
     /// As [`Forward::step`], if the model has no predictor, or if there is not a hidden row for each token.
@@ -30,6 +30,7 @@ impl Forward<'_> {
         let predictor = weights.parts.predictor.as_ref().expect("a model with a predictor");
         let Head::Logits(output) = &weights.parts.head else { panic!("a model that makes no tokens") };
         let (context, width) = (self.context(), self.model.config.width);
+        self.adapting.begin(&[]);
         self.embed_tokens(predictor.embedding.as_ref().unwrap_or(&weights.parts.input.embedding), batch);
         self.normed.reset(self.stream.count(), 2 * width);
         assert!(

@@ -34,7 +34,7 @@ impl Forward<'_> {
         layer: &weights::Layer,
         targets: &mut [(&Linear, &mut Rows)],
     ) {
-        let count = self.stream.count();
+        let (context, count) = (self.context(), self.stream.count());
         let kinds = kinds_for(targets.iter().map(|(linear, _)| weights.matrix(linear)));
         self.activate_stream(layer.mixer_norm.as_ref(), kinds);
         let product = |(linear, out): &mut (&Linear, &mut Rows)| {
@@ -43,7 +43,10 @@ impl Forward<'_> {
         targets.iter_mut().for_each(product);
         let mut products: Vec<_> =
             targets.iter_mut().map(|(linear, out)| Product::new(weights.affine(linear), out)).collect();
-        ops::multiply(self.context(), &self.activations, &mut products);
+        ops::multiply(context, &self.activations, &mut products);
+        for (linear, out) in targets {
+            self.adapting.add(context, linear, out);
+        }
     }
 
     pub(super) fn short_convolution(
