@@ -7,12 +7,13 @@
 
 use super::prefixes::{Entry, NodeId, Unused};
 use super::{KvCache, LayerCache};
+use crate::model::packed::remove_unlocked;
 use crate::model::{AdaptersKey, Model};
 use crate::request::TokenId;
 use kernels::attention::PAGE;
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use twox_hash::XxHash3_64;
 
 const MAGIC: &[u8; 8] = b"dunlinkv";
@@ -60,9 +61,19 @@ pub(crate) struct Identity {
     pub(crate) name: String,
 }
 
+/// Removes temporary files of `path` whose writers are gone; best effort.
+fn remove_abandoned(folder: &Path, path: &Path) {
+    let of_path = |other: &PathBuf| {
+        other.file_stem().is_some_and(|stem| Path::new(stem).file_stem() == path.file_stem())
+    };
+    let files = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let temporary = files.filter(|other| other.extension().is_some_and(|end| end == "tmp") && of_path(other));
+    temporary.for_each(|other| remove_unlocked(&other));
+}
+
 impl KvCache {
-    /// Writes what is kept of sequences of `model` in a context of so many tokens to `path`, up to `bytes_max` of it, the most recently used first. Returns
-    /// how many tokens that are.
+    /// Writes what is kept of sequences of `model` in a context of so many tokens to `path`, up to `bytes_max` of it, the most
+    /// recently used first. Returns how many tokens that are. What processes left that died while they wrote it is removed.
     ///
     /// # Errors
     /// If the folder or the disk does not take it. What was begun is removed, and what was there before stays.
@@ -85,6 +96,7 @@ impl KvCache {
         entries.truncate(fits);
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
+            remove_abandoned(folder, path);
         }
         let partial = path.with_extension(format!("{}.tmp", std::process::id()));
         let written = self.write(&partial, identity, &entries).and_then(|()| fs::rename(&partial, path));
@@ -97,6 +109,8 @@ impl KvCache {
 
     fn write(&self, path: &Path, identity: &Identity, entries: &[Entry<'_>]) -> io::Result<()> {
         let file = File::create(path)?;
+        // Where files cannot be locked, those that were left behind stay.
+        let _ = file.try_lock();
         let mut out = BufWriter::with_capacity(1 << 20, &file);
         let mut head = Vec::new();
         put_identity(&mut head, identity);

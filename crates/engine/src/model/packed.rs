@@ -512,7 +512,7 @@ fn remove_abandoned(folder: &Path, path: &Path) {
 }
 
 /// Removes a temporary file unless its writer is at work. A lock ends with its process, however that ends.
-fn remove_unlocked(path: &Path) {
+pub(crate) fn remove_unlocked(path: &Path) {
     if let Ok(file) = fs::File::open(path)
         && file.try_lock().is_ok()
     {

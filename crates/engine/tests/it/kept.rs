@@ -104,7 +104,14 @@ fn a_conversation_goes_on_after_a_restart() {
     turn.prompt.extend(prompt(9));
     let next = generate(&engine, turn.clone());
     assert_eq!((next.finished.usage.cached_tokens, next.bits()), (319, alone(turn).bits()));
+    // A process that was killed while it saved has left this, and one that is at work holds the other.
+    let [left, held] = ["demo.77.tmp", "demo.78.tmp"].map(|name| path.with_file_name(name));
+    fs::write(&left, "half").expect("written");
+    let holder = fs::File::create(&held).expect("made");
+    holder.lock().expect("locked");
     drop(engine);
+    assert!(!left.exists() && held.exists());
+    fs::remove_file(held).expect("removed");
     // A new end took the place of the old page's.
     assert_eq!(said.iter().collect::<Vec<_>>(), ["loaded 319", "saved 348"]);
     assert_eq!(fs::read_dir(folder.path().join("kv")).expect("a folder").count(), 1, "nothing else is left");
