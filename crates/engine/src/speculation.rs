@@ -30,8 +30,10 @@ const TRUST_FIRST: f32 = 0.7;
 /// What one guess weighs in the share that come true.
 const TRUST_WEIGHT: f32 = 0.1;
 
-/// How much trust comes back whenever a guess was not tried, so that it is tried again after a while.
+/// How much trust comes back whenever a guess was not tried, so that it is tried again after a while. Each time that was for
+/// nothing it comes back half as fast, down to the least.
 const TRUST_RETURN: f32 = 0.004;
+const TRUST_RETURN_MIN: f32 = TRUST_RETURN / 16.0;
 
 /// What one step weighs in the time that such steps take.
 const PACE_WEIGHT: f64 = 0.1;
@@ -74,11 +76,17 @@ impl Guesser {
 
 /// How often guesses of one kind come true.
 #[derive(Debug)]
-pub(crate) struct Trust(f32);
+pub(crate) struct Trust {
+    share: f32,
+    /// How much of it comes back at a time.
+    comes_back: f32,
+    /// Whether some came back since the last guess.
+    came_back: bool,
+}
 
 impl Default for Trust {
     fn default() -> Self {
-        Self(TRUST_FIRST)
+        Self { share: TRUST_FIRST, comes_back: TRUST_RETURN, came_back: false }
     }
 }
 
@@ -97,7 +105,7 @@ impl Trust {
         if pace.ignored {
             return (most > 0).then_some(Worth { guesses: most, gain: 1.0 / (1.0 + cost) });
         }
-        let trust = f64::from(self.0);
+        let trust = f64::from(self.share);
         let cost = cost * pace.of(1);
         let mut best: Option<Worth> = None;
         // How many tokens a step with so many guesses gives of this sequence.
@@ -115,14 +123,20 @@ impl Trust {
 
     /// Hears that guesses were not tried.
     pub(crate) fn come_back(&mut self) {
-        self.0 = (self.0 + TRUST_RETURN).min(TRUST_FIRST).max(self.0);
+        self.share = (self.share + self.comes_back).min(TRUST_FIRST).max(self.share);
+        self.came_back = true;
     }
 
     /// Hears how many of so many guesses came true; those after the first that did not say nothing.
     pub(crate) fn learn(&mut self, guesses: usize, came_true: usize) {
         for i in 0..guesses.min(came_true + 1) {
             let outcome = if i < came_true { 1.0 } else { 0.0 };
-            self.0 += (outcome - self.0) * TRUST_WEIGHT;
+            self.share += (outcome - self.share) * TRUST_WEIGHT;
+        }
+        if came_true > 0 {
+            self.comes_back = TRUST_RETURN;
+        } else if guesses > 0 && std::mem::take(&mut self.came_back) {
+            self.comes_back = (self.comes_back / 2.0).max(TRUST_RETURN_MIN);
         }
     }
 }
@@ -209,6 +223,17 @@ mod tests {
             tried_again += 1;
         }
         assert!((6..100).contains(&tried_again), "{tried_again}");
+        // When that was for nothing, it takes longer.
+        let mut longer = 0;
+        for _ in 0..8 {
+            trust.learn(1, 0);
+            longer = 0;
+            while worth(&trust, 1, &cheap, 0.0) == 0 {
+                trust.come_back();
+                longer += 1;
+            }
+        }
+        assert!((20..500).contains(&longer), "{longer}");
         (0..30).for_each(|_| trust.learn(3, 3));
         assert_eq!(worth(&trust, 1, &cheap, 0.0), 8);
         assert_eq!(worth(&trust, STEP_TOKENS_MAX - 2, &cheap, 0.0), 2, "a step is not longer than that");
