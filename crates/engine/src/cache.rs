@@ -32,7 +32,8 @@ fn states_kept(sequences: usize) -> usize {
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<LayerCache>,
-    /// Each layer's place among them: layers that are never needed at once may have the same.
+    /// Each layer's place among them: some attend to what another keeps, and layers that are never needed at once may have the
+    /// same.
     places: Vec<usize>,
     /// The page freed last is taken first, so that memory once touched is used again.
     free: Vec<u32>,
@@ -111,7 +112,7 @@ impl KvCache {
         let layers: Vec<_> = shapes.into_iter().map(layer).collect();
         Self {
             has_states: layers.iter().any(|layer| matches!(layer, LayerCache::State(_))),
-            places: (0..layers.len()).collect(),
+            places: model.cache_places(),
             layers,
             free: (0..pages as u32).rev().collect(),
             uses: vec![0; pages],
@@ -130,10 +131,11 @@ impl KvCache {
     /// positions of up to `sequences` of them at once, which all layers of one shape use in turn.
     ///
     /// # Panics
-    /// If the model has layers that keep states.
+    /// If the model has layers that keep states, or that share keys and values.
     pub fn passing(model: &Model, format: KvFormat, tokens: usize, sequences: usize) -> Self {
         let mut cache = Self::new(model, format, tokens, sequences);
         assert!(!cache.has_states, "states do not pass");
+        assert!(cache.places.len() == cache.layers.len(), "what is shared does not pass");
         let shapes: Vec<_> = model.cache_shapes(format, cache.uses.len(), 1).collect();
         let first = |shape| shapes.iter().position(|other| *other == shape).expect("a shape of its own");
         let firsts: Vec<usize> = shapes.iter().map(|&shape| first(shape)).collect();

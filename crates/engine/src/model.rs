@@ -308,23 +308,29 @@ impl Model {
         self.config.predictor.as_ref().map(|_| self.size.bytes_per_guess)
     }
 
-    /// Multiply-adds with weights that one token of a prompt takes: those of all layers. The output matrix, which only the
-    /// last token needs, and attention are not counted.
+    /// Multiply-adds with weights that one token of a prompt takes: those of layers. What only the last token needs, the output
+    /// matrix and layers after the last that keeps something of tokens, and attention are not counted.
     pub fn prompt_macs_per_token(&self) -> u64 {
-        self.size.layer_macs_per_token
+        self.size.prompt_macs_per_token
     }
 
-    /// The shape of what each layer keeps: keys and values in `pages` pages, or states of `sequences` sequences.
+    /// The shape of what each layer that keeps something keeps: keys and values in `pages` pages, or states of `sequences` sequences.
     pub(crate) fn cache_shapes(
         &self,
         format: KvFormat,
         pages: usize,
         sequences: usize,
     ) -> impl Iterator<Item = (Option<KvShape>, Option<StateShape>)> {
-        self.config.with_predictor().map(move |layer| {
+        let keeps = |layer: &&config::Layer| layer.mixer.shares().is_none();
+        self.config.with_predictor().filter(keeps).map(move |layer| {
             let kv = layer.mixer.kv_heads().map(|heads| heads.shape(format, pages));
             (kv, layer.mixer.state(self.config.width, sequences))
         })
+    }
+
+    /// By layer, the place of what it looks at among these.
+    pub(crate) fn cache_places(&self) -> Vec<usize> {
+        self.config.cache_places()
     }
 
     /// Bytes of cache for `tokens` tokens of one sequence: keys, values, and states.
@@ -367,7 +373,7 @@ impl Model {
 struct Size {
     bytes_per_token: u64,
     bytes_per_guess: u64,
-    layer_macs_per_token: u64,
+    prompt_macs_per_token: u64,
 }
 
 impl Size {
@@ -375,7 +381,7 @@ impl Size {
         Size {
             bytes_per_token: plan.bytes_per_token(),
             bytes_per_guess: plan.bytes_per_guess(),
-            layer_macs_per_token: plan.layer_macs_per_token(),
+            prompt_macs_per_token: plan.prompt_macs_per_token(),
         }
     }
 }

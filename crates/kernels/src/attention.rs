@@ -16,7 +16,7 @@ mod store;
 mod turn;
 
 pub use cache::{KvFormat, KvLayer, KvShape};
-pub use store::{HeadNorms, Pairing, Preparation, Rotary, rotate_and_store};
+pub use store::{HeadNorms, Pairing, Preparation, Rotary, rotate, rotate_and_store};
 pub use turn::turn_pages;
 
 use crate::Context;

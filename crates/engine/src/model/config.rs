@@ -33,6 +33,8 @@ pub(crate) struct Config {
     pub(crate) norm: NormKind,
     pub(crate) epsilon: f32,
     pub(crate) input: Input,
+    /// Elements of the embedding that each layer has of each token by itself, beside the residual stream.
+    pub(crate) per_layer: Option<usize>,
     /// Multiplies token embeddings.
     pub(crate) embedding_scale: f32,
     /// Multiplies what a layer's parts add to the residual stream.
@@ -51,6 +53,8 @@ pub(crate) struct Config {
     pub(crate) predictor: Option<Layer>,
     /// Whether the matrices of the feed-forward parts may have a scale each (`ffn_up.scale` and so on).
     pub(crate) feed_forward_scales: bool,
+    /// Whether a layer may multiply the residual stream at its end (`layer_output_scale`).
+    pub(crate) layer_scales: bool,
 }
 
 /// What the residual stream begins with besides the embeddings of tokens.
@@ -275,6 +279,9 @@ pub(crate) struct Attention {
     /// Its place among [`Config::ropes`]; `None`: positions do not matter.
     pub(crate) rope: Option<usize>,
     pub(crate) head_norms: HeadNorms,
+    pub(crate) values: Values,
+    /// The earlier layer whose keys and values it attends to; `None`: it has its own.
+    pub(crate) shares: Option<usize>,
     /// A score for each head that takes its share of the softmax (`attn_sinks`).
     pub(crate) sinks: bool,
     /// Queries grow with their position.
@@ -283,6 +290,15 @@ pub(crate) struct Attention {
     pub(crate) gated: bool,
     /// What scores of each head lose for each position that a key is away.
     pub(crate) slopes: Option<Vec<f32>>,
+}
+
+/// What is mixed of each token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Values {
+    /// They are what keys are before these are normed and turned, without a matrix of their own.
+    pub(crate) of_keys: bool,
+    /// Those of each head are normed, without weights.
+    pub(crate) normed: bool,
 }
 
 /// Queries are multiplied by `1 + scale * ln(1 + floor(position / tokens))`, as in Llama 4.
@@ -320,6 +336,12 @@ pub(crate) enum FeedForward {
         gated: bool,
     },
     Experts(Experts),
+    /// A gated dense part, `width` elements in between, and experts beside it, with norms of their own before and after each;
+    /// what both make is added up.
+    DenseAndExperts {
+        width: usize,
+        experts: Experts,
+    },
 }
 
 /// Some of many feed-forward parts, chosen for each token.
@@ -479,6 +501,8 @@ impl Config {
                         mask: Mask::Causal,
                         rope: Some(0),
                         head_norms: HeadNorms::None,
+                        values: Values::default(),
+                        shares: None,
                         sinks: false,
                         temperature: None,
                         gated: false,
@@ -497,6 +521,7 @@ impl Config {
             norm: NormKind::RootMeanSquare,
             epsilon: keys.float(RMS_EPSILON, 1e-5)?,
             input: Input::default(),
+            per_layer: None,
             embedding_scale: 1.0,
             residual_scale: 1.0,
             output_norm: Some("output_norm"),
@@ -507,6 +532,7 @@ impl Config {
             layers: parts,
             predictor: None,
             feed_forward_scales: false,
+            layer_scales: false,
         })
     }
 
@@ -574,6 +600,10 @@ impl Config {
             let what = "one vector of a text from layers that keep states".to_owned();
             return Err(ModelError::Unsupported { what });
         }
+        if self.layers.iter().any(|layer| layer.mixer.shares().is_some()) {
+            let what = "one vector of a text from layers that share keys and values".to_owned();
+            return Err(ModelError::Unsupported { what });
+        }
         if causal {
             return Ok(());
         }
@@ -623,6 +653,23 @@ impl Config {
         self.layers.get(i).or(self.predictor.as_ref()).expect("a layer of the model")
     }
 
+    /// The last layer that keeps something of tokens: those after it need only tokens whose logits are wanted.
+    pub(crate) fn last_to_keep(&self) -> usize {
+        let keeps = |layer: &Layer| layer.mixer.shares().is_none();
+        self.layers.iter().rposition(keeps).expect("layers share what an earlier one keeps")
+    }
+
+    /// By layer, the place of what it looks at among all that layers keep, the predictor's as the last.
+    pub(crate) fn cache_places(&self) -> Vec<usize> {
+        let mut kept = 0;
+        let mut places = Vec::new();
+        for layer in self.with_predictor() {
+            places.push(layer.mixer.shares().map_or(kept, |earlier| places[earlier]));
+            kept += usize::from(layer.mixer.shares().is_none());
+        }
+        places
+    }
+
     /// What each layer that attends to earlier tokens keeps of them.
     pub(crate) fn kv_layers(&self) -> impl Iterator<Item = KvHeads> {
         self.with_predictor().filter_map(|layer| layer.mixer.kv_heads())
@@ -645,7 +692,7 @@ impl Config {
     /// The experts of every layer that has some.
     pub(crate) fn experts_mut(&mut self) -> impl Iterator<Item = &mut Experts> {
         self.layers.iter_mut().filter_map(|layer| match &mut layer.feed_forward {
-            FeedForward::Experts(experts) => Some(experts),
+            FeedForward::Experts(experts) | FeedForward::DenseAndExperts { experts, .. } => Some(experts),
             FeedForward::None | FeedForward::Dense { .. } => None,
         })
     }
@@ -658,7 +705,9 @@ impl Config {
         for layer in &mut self.layers {
             match &mut layer.feed_forward {
                 FeedForward::None => {}
-                FeedForward::Dense { function, .. } | FeedForward::Experts(Experts { function, .. }) => {
+                FeedForward::Dense { function, .. }
+                | FeedForward::Experts(Experts { function, .. })
+                | FeedForward::DenseAndExperts { experts: Experts { function, .. }, .. } => {
                     *function = wanted;
                 }
             }
@@ -709,9 +758,18 @@ impl Mixer {
         }
     }
 
-    /// What is kept of a token, where it is kept by itself.
+    /// The earlier layer whose keys and values it attends to.
+    pub(crate) fn shares(&self) -> Option<usize> {
+        match self {
+            Mixer::Attention(attention) => attention.shares,
+            _ => None,
+        }
+    }
+
+    /// What is kept of a token, where it is kept by itself and not by another layer.
     pub(crate) fn kv_heads(&self) -> Option<KvHeads> {
         match self {
+            Mixer::Attention(Attention { shares: Some(_), .. }) => None,
             Mixer::Attention(attention) => Some(KvHeads {
                 heads: attention.kv_heads,
                 key_dim: attention.head_dim,
@@ -801,7 +859,9 @@ impl FeedForward {
         match self {
             FeedForward::None => None,
             FeedForward::Dense { width, .. } => Some(*width),
-            FeedForward::Experts(experts) => Some(experts.width),
+            FeedForward::Experts(experts) | FeedForward::DenseAndExperts { experts, .. } => {
+                Some(experts.width)
+            }
         }
     }
 

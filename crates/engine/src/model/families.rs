@@ -10,6 +10,7 @@ mod deepseek2;
 mod exaone4;
 mod gemma2;
 mod gemma3;
+mod gemma4;
 mod gemma_embedding;
 mod glm4;
 mod gpt_oss;
@@ -52,6 +53,7 @@ pub(crate) const FAMILIES: &[&Family] = &[
     &qwen3moe::FAMILY,
     &gemma2::FAMILY,
     &gemma3::FAMILY,
+    &gemma4::FAMILY,
     &phi3::FAMILY,
     &smollm3::FAMILY,
     &granite::FAMILY,

@@ -8,6 +8,7 @@ mod encode;
 mod experts;
 mod feed_forward;
 mod mixers;
+mod per_layer;
 mod predictor;
 mod recurrent;
 
@@ -55,6 +56,8 @@ pub struct Forward<'a> {
     /// What the next matrices multiply.
     activations: Activations,
     stream: Rows,
+    /// What each layer has of each token by itself, one layer after the other.
+    per_layer: Rows,
     /// The residual stream after a norm, where it is needed as floats.
     normed: Rows,
     queries: Rows,
@@ -87,6 +90,15 @@ struct Tokens<'b> {
     positions: Vec<usize>,
 }
 
+impl<'b> Tokens<'b> {
+    /// Drops all tokens but those whose logits are wanted.
+    fn keep(&mut self, outputs: &Outputs<'b>) {
+        self.chunks.clone_from(&outputs.chunks);
+        self.rotaries.iter_mut().for_each(|rotary| rotary.keep(&outputs.rows));
+        self.positions = outputs.rows.iter().map(|&row| self.positions[row]).collect();
+    }
+}
+
 impl<'a> Forward<'a> {
     /// For sequences of up to `context_tokens`.
     pub fn new(model: &'a Model, pool: &'a Pool, context_tokens: usize) -> Self {
@@ -96,6 +108,7 @@ impl<'a> Forward<'a> {
             context_tokens,
             activations: Activations::default(),
             stream: Rows::default(),
+            per_layer: Rows::default(),
             normed: Rows::default(),
             queries: Rows::default(),
             keys: Rows::default(),
@@ -164,7 +177,10 @@ impl<'a> Forward<'a> {
         };
         let turns: Vec<Rotary> = ropes.map(turn).collect();
         for (i, layer) in self.model.config.with_predictor().enumerate() {
-            if let (Some(rope), LayerCache::Kv(kv)) = (layer.mixer.rope(), cache.layer_mut(i)) {
+            // What layers share is turned once.
+            if let (None, Some(rope), LayerCache::Kv(kv)) =
+                (layer.mixer.shares(), layer.mixer.rope(), cache.layer_mut(i))
+            {
                 turn_pages(self.context(), kv, &turns[rope], pages);
             }
         }
@@ -173,9 +189,9 @@ impl<'a> Forward<'a> {
     fn compute(&mut self, weights: &Weights, batch: &Batch<'_>, cache: &mut KvCache) {
         self.embed(weights, batch);
         let mut tokens = self.describe(weights, batch);
-        let layers = weights.parts.layers.len();
-        for i in 0..layers {
-            let kept = (i + 1 == layers && !self.keeps_hidden).then(|| outputs(batch));
+        let last_to_keep = self.model.config.last_to_keep();
+        for i in 0..weights.parts.layers.len() {
+            let kept = (i == last_to_keep && !self.keeps_hidden).then(|| outputs(batch));
             self.layer(i, weights, cache, &mut tokens, kept.as_ref());
         }
         let norm = weights.parts.output_norm.as_ref();
@@ -183,8 +199,7 @@ impl<'a> Forward<'a> {
             self.norm_stream(norm);
             std::mem::swap(&mut self.normed, &mut self.hidden);
             let Outputs { rows, .. } = outputs(batch);
-            self.stream.keep(&rows);
-            self.adapting.keep(&rows);
+            self.keep_rows(&rows);
         }
         match &weights.parts.head {
             Head::Logits(output) => self.head(weights, norm, output),
@@ -223,6 +238,9 @@ impl<'a> Forward<'a> {
         if config.embedding_scale != 1.0 {
             ops::scale(self.context(), &mut self.stream, config.embedding_scale);
         }
+        if let Some(per_layer) = &input.per_layer {
+            self.embed_per_layer(weights, per_layer, batch);
+        }
         if let Some(table) = &input.positions {
             let positions = batch.iter().flat_map(|s| s.position..s.position + s.tokens.len());
             for (t, position) in positions.enumerate() {
@@ -232,15 +250,8 @@ impl<'a> Forward<'a> {
         }
     }
 
-    fn embed_tokens(&mut self, (name, format): &(String, Format), batch: &Batch<'_>) {
-        let width = self.model.config.width;
-        let table = self.model.gguf.tensor(name).expect("checked when the model was opened").data;
-        let row_bytes = format.row_bytes(width).expect("checked when the model was opened");
-        let tokens: usize = batch.iter().map(|s| s.tokens.len()).sum();
-        self.stream.reset(tokens, width);
-        for (t, &id) in batch.iter().flat_map(|s| s.tokens).enumerate() {
-            format.dequantize_row(&table[id as usize * row_bytes..][..row_bytes], self.stream.row_mut(t));
-        }
+    fn embed_tokens(&mut self, embedding: &(String, Format), batch: &Batch<'_>) {
+        self.model.read_rows(embedding, batch, self.model.config.width, &mut self.stream);
     }
 
     /// Norms the residual stream itself, where there is such a norm.
@@ -251,7 +262,7 @@ impl<'a> Forward<'a> {
         }
     }
 
-    /// One layer. After the last one's keys and values nothing more is wanted of the tokens that are not `kept`.
+    /// One layer. After the last keys and values nothing more is wanted of the tokens that are not `kept`.
     fn layer<'b>(
         &mut self,
         i: usize,
@@ -288,6 +299,21 @@ impl<'a> Forward<'a> {
             self.feed_forward(weights, config, layer, layer.feed_forward_norm.as_ref());
         }
         self.norm_of_stream(layer.fed_forward_stream_norm.as_ref());
+        if let Some(input) = &layer.input {
+            self.let_in(i, weights, input);
+        }
+        if let Some(scale) = layer.scale {
+            ops::scale(self.context(), &mut self.stream, scale);
+        }
+    }
+
+    /// Drops what there is of tokens whose logits are not wanted, but what a layer makes of them.
+    fn keep_rows(&mut self, rows: &[usize]) {
+        self.stream.keep(rows);
+        self.adapting.keep(rows);
+        if self.model.config.per_layer.is_some() {
+            self.per_layer.keep(rows);
+        }
     }
 
     /// The residual stream, after a norm where there is one, as activations.
@@ -351,6 +377,18 @@ impl<'a> Forward<'a> {
         }
         if let Some(cap) = config.logit_soft_cap {
             ops::soft_cap(context, &mut self.logits, cap);
+        }
+    }
+}
+
+impl Model {
+    /// The rows of a table in the file that a batch's tokens have.
+    fn read_rows(&self, (name, format): &(String, Format), batch: &Batch<'_>, cols: usize, out: &mut Rows) {
+        let table = self.gguf.tensor(name).expect("checked when the model was opened").data;
+        let row_bytes = format.row_bytes(cols).expect("checked when the model was opened");
+        out.reset(batch.iter().map(|s| s.tokens.len()).sum(), cols);
+        for (t, &id) in batch.iter().flat_map(|s| s.tokens).enumerate() {
+            format.dequantize_row(&table[id as usize * row_bytes..][..row_bytes], out.row_mut(t));
         }
     }
 }

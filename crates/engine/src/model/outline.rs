@@ -66,7 +66,7 @@ pub struct PartSize {
     pub part: Part,
     pub tensors: usize,
     pub parameters: u64,
-    /// Of those, how many a token goes through: of experts, those that it is sent to.
+    /// Of those, how many a token goes through: of experts, those that it is sent to; of per-layer embeddings, its row.
     pub active_parameters: u64,
     /// In the file.
     pub bytes: u64,
@@ -154,7 +154,7 @@ impl Outline {
             state_bytes: config.state_bytes(),
             ropes: layers::ropes(&config, gguf),
             output_is_tied,
-            parts: parts(&tensors, &plan),
+            parts: parts(&tensors, &plan, config.vocabulary),
             remarks,
             unread,
             each_layer,
@@ -174,7 +174,8 @@ impl Outline {
     /// Bytes of keys and values that the last of `tokens` tokens reads: of layers with a window, those in it.
     pub fn kv_bytes_read(&self, format: KvFormat, tokens: usize) -> u64 {
         let of_layer = |layer: &Layer| {
-            let bytes = layer.kept.map_or(0, |kept| kept.bytes_per_token(format));
+            let shared = || self.each_layer[layer.shares()?].kept;
+            let bytes = layer.kept.or_else(shared).map_or(0, |kept| kept.bytes_per_token(format));
             bytes.saturating_mul(layer.window().map_or(tokens, |window| tokens.min(window)) as u64)
         };
         self.each_layer.iter().map(of_layer).fold(0, u64::saturating_add)
@@ -185,17 +186,20 @@ impl Outline {
         self.parts.iter().map(|part| part.parameters).fold(0, u64::saturating_add)
     }
 
-    /// Parameters that a token goes through: all that are used but those of experts that it is not sent to.
+    /// Parameters that a token goes through: all that are used but those of experts that it is not sent to and per-layer
+    /// embeddings of other tokens.
     pub fn active_parameters(&self) -> u64 {
         self.parts.iter().map(|part| part.active_parameters).fold(0, u64::saturating_add)
     }
 }
 
 /// The sizes of all parts that there are.
-fn parts(tensors: &Tensors<'_>, plan: &Plan) -> Vec<PartSize> {
+fn parts(tensors: &Tensors<'_>, plan: &Plan, vocabulary: usize) -> Vec<PartSize> {
     // By the name without its ending, so that it holds for biases, too.
-    let used: HashMap<&str, (usize, usize)> =
+    let mut used: HashMap<&str, (usize, usize)> =
         plan.entries.iter().map(|entry| (stem(&entry.tensor), (entry.used, entry.parts))).collect();
+    // A token has one of its rows.
+    used.insert("per_layer_token_embd", (1, vocabulary));
     let mut parts = BTreeMap::new();
     for info in tensors.tensors() {
         let part = tensors.part_of(&info.name);

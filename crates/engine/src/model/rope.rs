@@ -45,7 +45,9 @@ pub(crate) struct Yarn {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Factors {
     None,
-    /// `rope_freqs.weight`, where the file has it, or one of two sets by the length of the context (Phi-3's "longrope").
+    /// `rope_freqs.weight`.
+    Needed,
+    /// The same, where the file has it, or one of two sets by the length of the context (Phi-3's "longrope").
     File {
         original_tokens: usize,
     },

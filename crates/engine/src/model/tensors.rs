@@ -11,6 +11,8 @@ use std::ops::Deref;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
     Embedding,
+    /// What each layer has of each token by itself.
+    PerLayer,
     /// The matrix of logits, where it is not the embedding's.
     Output,
     /// With the norms of queries and keys.
@@ -34,6 +36,7 @@ impl Part {
     pub fn name(self) -> &'static str {
         match self {
             Part::Embedding => "embedding",
+            Part::PerLayer => "per layer",
             Part::Output => "output",
             Part::Attention => "attention",
             Part::States => "states",
@@ -55,7 +58,7 @@ impl Part {
 
     pub(crate) fn of_feed_forward(feed_forward: &FeedForward) -> Part {
         match feed_forward {
-            FeedForward::Experts(_) => Part::Experts,
+            FeedForward::Experts(_) | FeedForward::DenseAndExperts { .. } => Part::Experts,
             FeedForward::None | FeedForward::Dense { .. } => Part::FeedForward,
         }
     }

@@ -22,6 +22,8 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) entries: Vec<Entry>,
+    /// How many of them every token of a prompt goes through, and not only those whose logits are wanted.
+    prompt_entries: usize,
     /// How many of them are the layers': those after them are for what comes of a text.
     layer_entries: usize,
     /// With those: what is left is the predictor's.
@@ -60,9 +62,9 @@ impl Plan {
         own.iter().chain(shared).map(|entry| entry.of_token(entry.packed_bytes())).sum()
     }
 
-    /// Multiply-adds of one token with the matrices of all layers.
-    pub(crate) fn layer_macs_per_token(&self) -> u64 {
-        let layers = &self.entries[..self.layer_entries];
+    /// Multiply-adds of one token of a prompt with the matrices of layers.
+    pub(crate) fn prompt_macs_per_token(&self) -> u64 {
+        let layers = &self.entries[..self.prompt_entries];
         layers.iter().map(|entry| entry.of_token((entry.shape.rows * entry.shape.cols) as u64)).sum()
     }
 }
@@ -130,6 +132,17 @@ pub(crate) struct Layer {
     pub(crate) feed_forward: FeedForward,
     pub(crate) fed_forward_norm: Option<Norm>,
     pub(crate) fed_forward_stream_norm: Option<Norm>,
+    pub(crate) input: Option<LayerInput>,
+    /// Multiplies the residual stream at the end.
+    pub(crate) scale: Option<f32>,
+}
+
+/// What lets in what a layer knows of a token by itself: the residual stream gates it, and the norm of what comes out is added.
+#[derive(Debug)]
+pub(crate) struct LayerInput {
+    pub(crate) gate: Linear,
+    pub(crate) output: Linear,
+    pub(crate) norm: Norm,
 }
 
 /// What looks one token further: a token and what the model made of the one before it, joined, go through one more layer.
@@ -222,10 +235,15 @@ pub(crate) struct DeltaNet {
 #[derive(Debug)]
 pub(crate) struct Attention {
     pub(crate) query: Linear,
-    pub(crate) key: Linear,
-    pub(crate) value: Linear,
+    /// `None`: it attends to another layer's keys and values.
+    pub(crate) key: Option<Linear>,
+    /// `None`: as for keys, or they are what keys are before these are normed.
+    pub(crate) value: Option<Linear>,
     pub(crate) output: Linear,
+    /// Of queries and of keys; of no weights where these are another layer's.
     pub(crate) head_norms: Option<(Vec<f32>, Vec<f32>)>,
+    /// Of each head's values.
+    pub(crate) value_norm: Option<Norm>,
     /// Of all queries and of all keys of a token.
     pub(crate) layer_norms: Option<(Norm, Norm)>,
     pub(crate) sinks: Option<Vec<f32>>,
@@ -237,6 +255,7 @@ pub(crate) enum FeedForward {
     Dense(Dense),
     Ungated(Ungated),
     Experts(Experts),
+    DenseAndExperts(Box<DenseAndExperts>),
 }
 
 #[derive(Debug)]
@@ -251,6 +270,18 @@ pub(crate) struct Dense {
 pub(crate) struct Ungated {
     pub(crate) up: Linear,
     pub(crate) down: Linear,
+}
+
+/// Norms before and after each of two parts beside each other; the one before the dense part is the layer's.
+#[derive(Debug)]
+pub(crate) struct DenseAndExperts {
+    pub(crate) dense: Dense,
+    pub(crate) dense_norm: Norm,
+    /// Before the router, where experts have another.
+    pub(crate) router_norm: Norm,
+    pub(crate) before_experts: Norm,
+    pub(crate) experts: Experts,
+    pub(crate) experts_norm: Norm,
 }
 
 #[derive(Debug)]
@@ -332,6 +363,16 @@ pub(crate) struct Input {
     /// A row for each of the texts that tokens may be of.
     pub(crate) segments: Option<Vec<f32>>,
     pub(crate) norm: Option<Norm>,
+    pub(crate) per_layer: Option<PerLayer>,
+}
+
+/// What layers know of each token by itself: a row of the file with the elements of all layers, and as many that are made of
+/// the token's embedding and normed, layer by layer.
+#[derive(Debug)]
+pub(crate) struct PerLayer {
+    pub(crate) embedding: (String, Format),
+    pub(crate) projection: Linear,
+    pub(crate) norm: Norm,
 }
 
 /// What the residual stream becomes in the end.
@@ -410,13 +451,20 @@ pub(crate) fn plan(gguf: &Gguf, config: &Config) -> Result<(Plan, Parts), ModelE
 /// The same, with a note in `gguf` of what was read for which part.
 pub(crate) fn plan_from(gguf: &Tensors<'_>, config: &Config) -> Result<(Plan, Parts), ModelError> {
     let mut walk = Walk { gguf, config, entries: Vec::new(), slices: Vec::new() };
-    let layers = config.layers.iter().enumerate();
-    let layers = layers.map(|(i, layer)| walk.layer(i, layer)).collect::<Result<_, _>>()?;
+    gguf.reads_for(Part::PerLayer);
+    let per_layer = config.per_layer.map(|len| walk.per_layer(len)).transpose()?;
+    let (mut layers, mut prompt_entries) = (Vec::new(), 0);
+    for (i, layer) in config.layers.iter().enumerate() {
+        layers.push(walk.layer(i, layer)?);
+        if i == config.last_to_keep() {
+            prompt_entries = walk.entries.len();
+        }
+    }
     let layer_entries = walk.entries.len();
     gguf.reads_for(Part::Norms);
     let output_norm = config.output_norm.map(|name| walk.norm(name)).transpose()?;
     gguf.reads_for(Part::Embedding);
-    let input = walk.input()?;
+    let input = Input { per_layer, ..walk.input()? };
     gguf.reads_for(Part::Output);
     let head = walk.head()?;
     let step_entries = walk.entries.len();
@@ -424,16 +472,22 @@ pub(crate) fn plan_from(gguf: &Tensors<'_>, config: &Config) -> Result<(Plan, Pa
     gguf.reads_for(Part::Positions);
     let ropes = config.ropes.iter().map(|rope| rope_table(gguf, rope)).collect::<Result<_, _>>()?;
     let Walk { entries, slices, .. } = walk;
-    let plan = Plan { entries, layer_entries, step_entries };
+    let plan = Plan { entries, prompt_entries, layer_entries, step_entries };
     Ok((plan, Parts { input, layers, output_norm, head, predictor, ropes, slices }))
 }
 
 fn rope_table(gguf: &Tensors<'_>, rope: &super::rope::Rope) -> Result<RopeTable, ModelError> {
+    const FACTORS: &str = "rope_freqs.weight";
     let factors = |name: &str| optional_floats(gguf, name, rope.dims / 2);
-    let Factors::File { original_tokens } = rope.factors else {
-        return Ok(RopeTable { short: rope.frequencies(None), long: None });
+    let original_tokens = match rope.factors {
+        Factors::None => return Ok(RopeTable { short: rope.frequencies(None), long: None }),
+        Factors::Needed => {
+            let factors = floats(gguf, FACTORS, rope.dims / 2)?;
+            return Ok(RopeTable { short: rope.frequencies(Some(&factors)), long: None });
+        }
+        Factors::File { original_tokens } => original_tokens,
     };
-    if let Some(factors) = factors("rope_freqs.weight")? {
+    if let Some(factors) = factors(FACTORS)? {
         return Ok(RopeTable { short: rope.frequencies(Some(&factors)), long: None });
     }
     let (short, long) = (factors("rope_factors_short.weight")?, factors("rope_factors_long.weight")?);
@@ -461,9 +515,8 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     /// A row for each token, which stays in the file.
-    fn embedding(&self, name: &str) -> Result<(String, Format), ModelError> {
-        let &Config { width, vocabulary, .. } = self.config;
-        let embedding = find(self.gguf, name, &[width as u64, vocabulary as u64])?;
+    fn embedding(&self, name: &str, width: usize) -> Result<(String, Format), ModelError> {
+        let embedding = find(self.gguf, name, &[width as u64, self.config.vocabulary as u64])?;
         let format = format_of(embedding.ty).ok_or_else(|| unknown_format(name, embedding))?;
         Ok((name.to_owned(), format))
     }
@@ -477,13 +530,33 @@ impl Walk<'_> {
         // Files that do not say how many there are have one.
         let segments = segments.map(|count| count.unwrap_or(1).min(SEGMENTS_MAX) as usize);
         Ok(Input {
-            embedding: self.embedding("token_embd.weight")?,
+            embedding: self.embedding("token_embd.weight", width)?,
             positions: input.positions.then(|| rows("position_embd.weight", context_tokens)).transpose()?,
             segments: match segments.filter(|_| input.segments) {
                 Some(count) => Some(rows("token_types.weight", count)?),
                 None => None,
             },
             norm: input.norm.map(|name| self.norm(name)).transpose()?,
+            per_layer: None,
+        })
+    }
+
+    /// `len` elements for each layer.
+    fn per_layer(&mut self, len: usize) -> Result<PerLayer, ModelError> {
+        let &Config { width, ref layers, .. } = self.config;
+        let all = len * layers.len();
+        let mut projection = self.linear("per_layer_model_proj", all, width, Scales::Never)?;
+        projection.scale = (width as f32).sqrt().recip();
+        let norm = self.norm_of("per_layer_proj_norm", len)?;
+        Ok(PerLayer { embedding: self.embedding("per_layer_token_embd.weight", all)?, projection, norm })
+    }
+
+    fn layer_input(&mut self, prefix: &str, len: usize) -> Result<LayerInput, ModelError> {
+        let width = self.config.width;
+        Ok(LayerInput {
+            gate: self.linear(&format!("{prefix}inp_gate"), len, width, Scales::Never)?,
+            output: self.linear(&format!("{prefix}proj"), width, len, Scales::Never)?,
+            norm: self.norm(&format!("{prefix}post_norm"))?,
         })
     }
 
@@ -529,7 +602,7 @@ impl Walk<'_> {
         let has_head = exists(self, "shared_head_head");
         let predictor = Predictor {
             embedding: match exists(self, "embed_tokens") {
-                true => Some(self.embedding(&name("embed_tokens.weight"))?),
+                true => Some(self.embedding(&name("embed_tokens.weight"), width)?),
                 false => None,
             },
             token_norm: self.norm(&name("enorm"))?,
@@ -598,10 +671,19 @@ impl Walk<'_> {
                 down: self.linear(&format!("{prefix}ffn_down"), self.config.width, width, Scales::Never)?,
             }),
             config::FeedForward::Experts(experts) => FeedForward::Experts(self.experts(&prefix, experts)?),
+            config::FeedForward::DenseAndExperts { width, experts } => {
+                FeedForward::DenseAndExperts(Box::new(self.dense_and_experts(&prefix, *width, experts)?))
+            }
         };
         self.gguf.reads_for(Part::Norms);
         let fed_forward_norm = norm(self, layer.norms.fed_forward)?;
         let fed_forward_stream_norm = norm(self, layer.norms.fed_forward_stream)?;
+        let scale = match self.config.layer_scales {
+            true => optional_floats(self.gguf, &format!("{prefix}layer_output_scale.weight"), 1)?,
+            false => None,
+        };
+        self.gguf.reads_for(Part::PerLayer);
+        let input = self.config.per_layer.map(|len| self.layer_input(&prefix, len)).transpose()?;
         Ok(Layer {
             mixer_norm,
             mixer,
@@ -612,6 +694,8 @@ impl Walk<'_> {
             feed_forward,
             fed_forward_norm,
             fed_forward_stream_norm,
+            input,
+            scale: scale.map(|scale| scale[0]),
         })
     }
 
@@ -619,7 +703,15 @@ impl Walk<'_> {
         let (width, dim) = (self.config.width, attention.head_dim);
         let (queries, keys) = (attention.heads * dim, attention.kv_heads * dim);
         let with_gates = if attention.gated { 2 * queries } else { queries };
-        let [query, key, value] = self.projections(prefix, [with_gates, keys, keys])?;
+        let (query, key, value) = if attention.shares.is_some() || attention.values.of_keys {
+            let mut linear =
+                |name, rows| self.linear(&format!("{prefix}{name}"), rows, width, Scales::BeforeBias);
+            let key = attention.shares.is_none().then(|| linear("attn_k", keys)).transpose()?;
+            (linear("attn_q", with_gates)?, key, None)
+        } else {
+            let [query, key, value] = self.projections(prefix, [with_gates, keys, keys])?;
+            (query, Some(key), Some(value))
+        };
         let output = self.linear(&format!("{prefix}attn_output"), width, queries, Scales::BeforeBias)?;
         let norm_lens = match attention.head_norms {
             HeadNorms::None | HeadNorms::Layer => None,
@@ -628,9 +720,14 @@ impl Walk<'_> {
         };
         let weights = |name: &str, len| floats(self.gguf, &format!("{prefix}{name}.weight"), len);
         let head_norms = match norm_lens {
-            Some((queries, keys)) => Some((weights("attn_q_norm", queries)?, weights("attn_k_norm", keys)?)),
+            Some((queries, keys)) => {
+                let query = weights("attn_q_norm", queries)?;
+                let key = key.as_ref().map(|_| weights("attn_k_norm", keys)).transpose()?;
+                Some((query, key.unwrap_or_default()))
+            }
             None => None,
         };
+        let value_norm = (attention.values.normed && key.is_some()).then(|| self.without_weights(dim, 1.0));
         let layer_norms = match attention.head_norms {
             HeadNorms::Layer => Some((
                 self.norm_of(&format!("{prefix}attn_q_norm"), queries)?,
@@ -639,7 +736,7 @@ impl Walk<'_> {
             _ => None,
         };
         let sinks = attention.sinks.then(|| weights("attn_sinks", attention.heads)).transpose()?;
-        Ok(Attention { query, key, value, output, head_norms, layer_norms, sinks })
+        Ok(Attention { query, key, value, output, head_norms, value_norm, layer_norms, sinks })
     }
 
     fn latent(&mut self, prefix: &str, latent: &config::Latent) -> Result<Latent, ModelError> {
@@ -846,6 +943,28 @@ impl Walk<'_> {
         })
     }
 
+    fn dense_and_experts(
+        &mut self,
+        prefix: &str,
+        between: usize,
+        experts: &config::Experts,
+    ) -> Result<DenseAndExperts, ModelError> {
+        let width = self.config.width;
+        let norm = |walk: &Self, name: &str| walk.norm(&format!("{prefix}{name}"));
+        // The router's scales are the weights of a norm, all of them over the root of the width.
+        let mut router_norm = self.without_weights(width, (width as f32).sqrt().recip());
+        let scales = floats(self.gguf, &format!("{prefix}ffn_gate_inp.scale"), width)?;
+        router_norm.weight.iter_mut().zip(scales).for_each(|(weight, scale)| *weight *= scale);
+        Ok(DenseAndExperts {
+            dense: self.dense(prefix, "", between)?,
+            dense_norm: norm(self, "post_ffw_norm_1")?,
+            router_norm,
+            before_experts: norm(self, "pre_ffw_norm_2")?,
+            experts: self.experts(prefix, experts)?,
+            experts_norm: norm(self, "post_ffw_norm_2")?,
+        })
+    }
+
     /// The matrices of all experts in one tensor: `rows_of` an expert in it, with scales and biases an expert each.
     fn of_experts(
         &mut self,
@@ -891,6 +1010,11 @@ impl Walk<'_> {
             Scales::Never => Ok(1.0),
             _ => Ok(optional_floats(self.gguf, &format!("{name}.scale"), 1)?.map_or(1.0, |s| s[0])),
         }
+    }
+
+    /// A norm that the file has no weights of: all are `weight`.
+    fn without_weights(&self, len: usize, weight: f32) -> Norm {
+        Norm { kind: self.config.norm, epsilon: self.config.epsilon, weight: vec![weight; len], bias: None }
     }
 
     /// A norm of the residual stream.

@@ -36,7 +36,7 @@ enum Key {
     Flag(bool),
     Text(&'static str),
     /// Little-endian `u32`, a number for each layer.
-    Layers([u32; LAYERS]),
+    Layers(&'static [u32]),
 }
 
 const LAYERS: usize = 3;
@@ -50,7 +50,7 @@ const EXPERTS: [(&str, Key); 3] = [
 ];
 
 const WINDOWS: [(&str, Key); 2] =
-    [("attention.sliding_window", Number(40)), ("attention.sliding_window_pattern", Layers([1, 0, 1]))];
+    [("attention.sliding_window", Number(40)), ("attention.sliding_window_pattern", Layers(&[1, 0, 1]))];
 
 const fn species(family: &'static str, keys: &'static [(&'static str, Key)]) -> Species {
     Species { family, keys, ahead: 0, optional: &[] }
@@ -71,6 +71,8 @@ pub(crate) const ALL: &[Species] = &[
     species("qwen3moe", &EXPERTS),
     species("gemma2", &WINDOWS),
     species("gemma3", &[WINDOWS[0], WINDOWS[1], ("rope.freq_base_swa", Float(1000.0))]),
+    GEMMA4,
+    GEMMA4_EXPERTS,
     Species {
         ahead: 0,
         family: "phi3",
@@ -112,7 +114,7 @@ pub(crate) const ALL: &[Species] = &[
     PREDICTING[0],
     PREDICTING[1],
     PREDICTING[2],
-    species("lfm2", &[("attention.head_count_kv", Layers([0, 2, 0])), ("shortconv.l_cache", Number(3))]),
+    species("lfm2", &[("attention.head_count_kv", Layers(&[0, 2, 0])), ("shortconv.l_cache", Number(3))]),
     species(
         "lfm2moe",
         &[
@@ -120,7 +122,7 @@ pub(crate) const ALL: &[Species] = &[
             EXPERTS[1],
             EXPERTS[2],
             ("leading_dense_block_count", Number(1)),
-            ("attention.head_count_kv", Layers([0, 2, 0])),
+            ("attention.head_count_kv", Layers(&[0, 2, 0])),
             ("shortconv.l_cache", Number(3)),
         ],
     ),
@@ -134,7 +136,7 @@ pub(crate) const ALL: &[Species] = &[
             MAMBA[2],
             MAMBA[3],
             MAMBA[4],
-            ("attention.head_count_kv", Layers([0, 2, 0])),
+            ("attention.head_count_kv", Layers(&[0, 2, 0])),
             ("rope.scaling.finetuned", Flag(false)),
         ],
     ),
@@ -198,6 +200,68 @@ pub(crate) const ENCODERS: &[Species] = &[
     species("llama", &[("attention.causal", Flag(false))]),
 ];
 
+/// With embeddings for each layer, and keys and values that layers share.
+pub(crate) const GEMMA4: Species = Species {
+    ahead: 0,
+    family: "gemma4",
+    keys: &[
+        ("block_count", Number(5)),
+        ("attention.sliding_window", Number(40)),
+        ("attention.sliding_window_pattern", Layers(&[1, 1, 0, 1, 0])),
+        ("attention.key_length", Number(32)),
+        ("attention.value_length", Number(32)),
+        ("attention.key_length_swa", Number(16)),
+        ("attention.shared_kv_layers", Number(2)),
+        ("embedding_length_per_layer_input", Number(32)),
+        ("feed_forward_length", Layers(&[96, 96, 96, 192, 192])),
+        ("rope.freq_base_swa", Float(1000.0)),
+        ("final_logit_softcapping", Float(30.0)),
+    ],
+    optional: &[
+        ("blk.0.attn_v.weight", &[64, 32]),
+        ("blk.1.attn_v.weight", &[64, 32]),
+        ("blk.2.attn_v.weight", &[64, 64]),
+        ("blk.1.layer_output_scale.weight", &[1]),
+        ("blk.4.layer_output_scale.weight", &[1]),
+    ],
+};
+
+/// With one layer that has keys and values, and another that shares them.
+pub(crate) const SHARING: Species = Species {
+    ahead: 0,
+    family: "gemma4",
+    keys: &[
+        ("block_count", Number(2)),
+        ("attention.sliding_window", Number(40)),
+        ("attention.sliding_window_pattern", Layers(&[0, 0])),
+        ("attention.key_length_swa", Number(16)),
+        ("attention.shared_kv_layers", Number(1)),
+    ],
+    optional: &[("blk.0.attn_v.weight", &[64, 32])],
+};
+
+/// With experts beside dense parts, and values that are made of what keys are made of.
+pub(crate) const GEMMA4_EXPERTS: Species = Species {
+    ahead: 0,
+    family: "gemma4",
+    keys: &[
+        EXPERTS[0],
+        EXPERTS[1],
+        EXPERTS[2],
+        ("attention.sliding_window", Number(40)),
+        ("attention.sliding_window_pattern", Layers(&[1, 0, 1])),
+        ("attention.head_count_kv", Layers(&[2, 1, 2])),
+        ("attention.key_length", Number(32)),
+        ("attention.value_length", Number(32)),
+        ("attention.key_length_swa", Number(16)),
+    ],
+    optional: &[
+        ("blk.0.attn_v.weight", &[64, 32]),
+        ("blk.2.attn_v.weight", &[64, 32]),
+        ("blk.0.ffn_down_exps.scale", &[6]),
+    ],
+};
+
 /// With experts of half a megabyte a matrix; in one other layers keep states.
 pub(crate) const LARGE_EXPERTS: [Species; 2] = [
     species("qwen3moe", &[EXPERTS[0], EXPERTS[1], ("expert_feed_forward_length", Number(2048))]),
@@ -207,7 +271,7 @@ pub(crate) const LARGE_EXPERTS: [Species; 2] = [
             EXPERTS[0],
             EXPERTS[1],
             ("expert_feed_forward_length", Number(2048)),
-            ("attention.head_count_kv", Layers([0, 2, 0])),
+            ("attention.head_count_kv", Layers(&[0, 2, 0])),
             ("shortconv.l_cache", Number(3)),
         ],
     ),
@@ -269,7 +333,7 @@ const XLM_ROBERTA_VOCABULARY: (&str, Key) = ("vocab_size", Number(132));
 pub(crate) const HYBRID_ENCODER: Species = species(
     "lfm2",
     &[
-        ("attention.head_count_kv", Layers([0, 2, 0])),
+        ("attention.head_count_kv", Layers(&[0, 2, 0])),
         ("shortconv.l_cache", Number(3)),
         ("pooling_type", Number(1)),
     ],
@@ -420,7 +484,7 @@ fn bytes(species: Species, speaker: Option<&Gguf>, tensors: &[Tensor]) -> Vec<u8
             Float(x) => writer.put_value(&name, &Value::F32(*x)),
             Flag(flag) => writer.put_value(&name, &Value::Bool(*flag)),
             Text(text) => writer.put_value(&name, &Value::Str(text)),
-            Layers(numbers) => writer.put_array(&name, numbers),
+            Layers(numbers) => writer.put_array(&name, *numbers),
         };
     }
     for tensor in tensors {
@@ -430,11 +494,11 @@ fn bytes(species: Species, speaker: Option<&Gguf>, tensors: &[Tensor]) -> Vec<u8
 }
 
 fn data(name: &str, shape: &[u64], random: &mut Random) -> Vec<u8> {
-    let (low, high) = if name.contains("norm") {
+    let (low, high) = if name.contains("norm") || name.contains("scale") {
         (0.5, 1.5)
     } else if name.contains("ssm_a") && !name.contains("alpha") {
         (-1.5, -0.2)
-    } else if name.contains("rope_factors") {
+    } else if name.contains("rope_f") {
         (1.0, 4.0)
     } else if name.ends_with(".bias") || name.contains("conv") {
         (-0.5, 0.5)

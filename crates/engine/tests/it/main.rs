@@ -22,6 +22,7 @@ mod packed_damage;
 mod packed_files;
 mod packed_meanwhile;
 mod predictor;
+mod shared_keys;
 mod speculation;
 mod template_conformance;
 mod tiny;

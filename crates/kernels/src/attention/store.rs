@@ -46,6 +46,19 @@ impl Rotary {
         Self { pairing, dims: frequencies.len() * 2, cos_sin }
     }
 
+    /// Drops the turns of all tokens but these.
+    ///
+    /// # Panics
+    /// If they are not in ascending order, or there is no such token.
+    pub fn keep(&mut self, tokens: &[usize]) {
+        assert!(tokens.is_sorted_by(|a, b| a < b), "tokens in ascending order");
+        let pairs = self.dims / 2;
+        for (to, &from) in tokens.iter().enumerate() {
+            self.cos_sin.copy_within(from * pairs..(from + 1) * pairs, to * pairs);
+        }
+        self.cos_sin.truncate(tokens.len() * pairs);
+    }
+
     pub(super) fn turn(&self, token: usize, head: &mut [f32]) {
         let half = self.dims / 2;
         let turns = &self.cos_sin[token * half..][..half];
@@ -84,6 +97,22 @@ pub struct Preparation<'a> {
     pub query_scales: Option<&'a [f32]>,
 }
 
+/// Prepares the heads of `q` in place, `dim` elements each, where their keys are in the cache already.
+///
+/// # Panics
+/// If rows and heads do not fit together.
+pub fn rotate(context: Context<'_>, q: &mut Rows, dim: usize, preparation: Preparation<'_>) {
+    assert!(q.cols().is_multiple_of(dim), "whole heads of queries");
+    assert!(
+        preparation.query_scales.is_none_or(|scales| scales.len() == q.count()),
+        "a scale for each token"
+    );
+    let tokens = q.count();
+    let q = q.shared();
+    // SAFETY: each token has its own row.
+    for_each_token(context, tokens, &|t| prepare_queries(context, unsafe { q.row(t) }, dim, preparation, t));
+}
+
 /// Prepares the heads of `q` and `k` in place, and writes `k` and `v` to the cache.
 ///
 /// # Panics
@@ -116,11 +145,8 @@ pub fn rotate_and_store(
     for_each_token(context, place.len(), &|t| {
         // SAFETY: each token has its own rows.
         let (q, k) = unsafe { (q.row(t), k.row(t)) };
-        prepare_heads(context, q, dim, norms.map(|n| (n.query, n.epsilon)), rotary, t);
+        prepare_queries(context, q, dim, preparation, t);
         prepare_heads(context, k, dim, norms.map(|n| (n.key, n.epsilon)), rotary, t);
-        if let Some(scales) = query_scales {
-            q.iter_mut().for_each(|x| *x *= scales[t]);
-        }
         for head in 0..shape.heads {
             let (k, v) = (&k[head * dim..][..dim], &v.row(t)[head * value_dim..][..value_dim]);
             let key = key_start[t] + head * shape.key_bytes();
@@ -278,6 +304,20 @@ fn places(chunks: &[Chunk<'_>], tokens: usize, pages: usize) -> Vec<(usize, usiz
     sorted.sort_unstable();
     assert!(sorted.windows(2).all(|w| w[0] != w[1]), "two tokens share a place in the cache");
     places
+}
+
+fn prepare_queries(
+    context: Context<'_>,
+    row: &mut [f32],
+    dim: usize,
+    preparation: Preparation<'_>,
+    token: usize,
+) {
+    let Preparation { norms, rotary, query_scales } = preparation;
+    prepare_heads(context, row, dim, norms.map(|n| (n.query, n.epsilon)), rotary, token);
+    if let Some(scales) = query_scales {
+        row.iter_mut().for_each(|x| *x *= scales[token]);
+    }
 }
 
 fn prepare_heads(

@@ -2,7 +2,7 @@ use crate::{Random, for_each_isa};
 use half::{bf16, f16};
 use kernels::attention::{
     Chunk, HeadNorms, KvFormat, KvLayer, KvShape, Mask, PAGE, Pairing, Preparation, Rotary, Scoring, attend,
-    rotate_and_store, turn_pages,
+    rotate, rotate_and_store, turn_pages,
 };
 use kernels::ops::Rows;
 use kernels::{Context, Pool};
@@ -297,7 +297,10 @@ fn queries_and_keys_are_normed_and_scaled() {
                 query_scales: Some(&[1.0, 3.0, 1.0]),
                 ..Preparation::default()
             };
+            let mut alone = q.clone();
+            rotate(context, &mut alone, 16, preparation);
             rotate_and_store(context, &mut q, &mut k, &v, preparation, &mut layer, &chunk);
+            assert!((0..3).all(|t| alone.row(t) == q.row(t)), "queries without keys");
             assert!(q.row(1).chunks(query_len).all(|part| (mean(part) - 9.0).abs() < 1e-4));
             assert!(k.row(2).chunks(key_len).all(|part| (mean(part) - 4.0).abs() < 1e-5));
         }
@@ -330,19 +333,9 @@ fn keys_turned_back_are_those_of_earlier_positions() {
                         let rotary = Rotary::new(pairing, &back, 1.0, std::iter::once(distance));
                         turn_pages(context, &mut layer, &rotary, &[0, 2]);
                     }
-                    // The queries go through a layer of their own.
                     let rotary = turn(0);
                     let preparation = Preparation { rotary: Some(&rotary), ..Preparation::default() };
-                    let mut other = KvLayer::new(case.shape(3));
-                    rotate_and_store(
-                        context,
-                        &mut queries,
-                        &mut k.clone(),
-                        &v,
-                        preparation,
-                        &mut other,
-                        &chunk,
-                    );
+                    rotate(context, &mut queries, dim, preparation);
                     let mut out = Rows::new(tokens, 4 * dim);
                     attend(context, &layer, &queries, Scoring::causal(case.scale()), &chunk, &mut out);
                     (0..tokens).flat_map(|t| out.row(t).to_vec()).collect::<Vec<f32>>()

@@ -3,7 +3,7 @@
 use super::{Forward, Outputs, Tokens};
 use crate::model::config::{self, Temperature};
 use crate::model::weights::{self, Weights};
-use kernels::attention::{HeadNorms, KvLayer, Mask, Preparation, Scoring, attend, rotate_and_store};
+use kernels::attention::{HeadNorms, KvLayer, Mask, Preparation, Scoring, attend, rotate, rotate_and_store};
 use kernels::ops::{
     self, Group, HeadPlaces, Product, activate_groups, copy_heads, kinds_for, merge_heads, multiply_groups,
     split_heads,
@@ -21,6 +21,12 @@ impl Forward<'_> {
     ) {
         let context = self.context();
         self.project(weights, layer, config, parts);
+        if let Some(norm) = &parts.value_norm {
+            for head in 0..config.kv_heads {
+                let cols = head * config.head_dim..(head + 1) * config.head_dim;
+                ops::norm_columns(context, &mut self.values, cols, norm.get());
+            }
+        }
         if let Some((query, key)) = &parts.layer_norms {
             for (norm, rows) in [(query, &mut self.queries), (key, &mut self.keys)] {
                 let cols = 0..rows.cols();
@@ -32,7 +38,13 @@ impl Forward<'_> {
             key,
             epsilon: self.model.config.epsilon,
         });
-        self.store(tokens, config.rope, norms, config.temperature, kv);
+        if parts.key.is_some() {
+            self.store(tokens, config.rope, norms, config.temperature, kv);
+        } else {
+            let scales = query_scales(tokens, config.temperature);
+            let preparation = preparation(tokens, config.rope, norms, scales.as_deref());
+            rotate(context, &mut self.queries, config.head_dim, preparation);
+        }
         self.keep_queries(tokens, kept);
         let scoring = Scoring {
             scale: config.scale,
@@ -60,21 +72,25 @@ impl Forward<'_> {
         parts: &weights::Attention,
     ) {
         let context = self.context();
-        let [query, key, value] =
-            [&parts.query, &parts.key, &parts.value].map(|linear| weights.affine(linear));
-        let kinds = kinds_for([query, key, value].map(|affine| affine.matrix));
+        let linears = [Some(&parts.query), parts.key.as_ref(), parts.value.as_ref()];
+        let kinds = kinds_for(linears.into_iter().flatten().map(|linear| weights.matrix(linear)));
         self.activate_stream(layer.mixer_norm.as_ref(), kinds);
         let count = self.stream.count();
         let queries = if config.gated { &mut self.up } else { &mut self.queries };
-        let targets = [(query, queries), (key, &mut self.keys), (value, &mut self.values)];
-        let mut products = targets.map(|(affine, rows)| {
-            rows.reset(count, affine.matrix.rows());
-            Product::new(affine, rows)
-        });
+        let targets = linears.into_iter().zip([queries, &mut self.keys, &mut self.values]);
+        let (linears, mut products): (Vec<_>, Vec<_>) = targets
+            .filter_map(|(linear, rows)| {
+                let affine = weights.affine(linear?);
+                rows.reset(count, affine.matrix.rows());
+                Some((linear?, Product::new(affine, rows)))
+            })
+            .unzip();
         ops::multiply(context, &self.activations, &mut products);
-        let [queries, keys, values] = products.map(|product| product.out);
-        for (linear, out) in [(&parts.query, queries), (&parts.key, keys), (&parts.value, values)] {
-            self.adapting.add(context, linear, out);
+        for (linear, product) in linears.into_iter().zip(products) {
+            self.adapting.add(context, linear, product.out);
+        }
+        if config.values.of_keys {
+            self.values.clone_from(&self.keys);
         }
         if config.gated {
             let (heads, len) = (config.heads, config.head_dim);
@@ -95,13 +111,8 @@ impl Forward<'_> {
         temperature: Option<Temperature>,
         kv: &mut KvLayer,
     ) {
-        let scales: Option<Vec<f32>> =
-            temperature.map(|temperature| tokens.positions.iter().map(|&p| temperature.at(p)).collect());
-        let preparation = Preparation {
-            norms,
-            rotary: rope.map(|rope| &tokens.rotaries[rope]),
-            query_scales: scales.as_deref(),
-        };
+        let scales = query_scales(tokens, temperature);
+        let preparation = preparation(tokens, rope, norms, scales.as_deref());
         let context = self.context();
         let (queries, keys) = (&mut self.queries, &mut self.keys);
         rotate_and_store(context, queries, keys, &self.values, preparation, kv, &tokens.chunks);
@@ -198,4 +209,18 @@ impl Forward<'_> {
             of_heads.iter().zip(groups).map(|(linear, group)| (linear, group.tokens)).collect();
         self.adapting.add_parts(context, &parts, |row| row, |row| row % tokens, &mut self.added);
     }
+}
+
+/// What each token's queries are multiplied by.
+fn query_scales(tokens: &Tokens<'_>, temperature: Option<Temperature>) -> Option<Vec<f32>> {
+    temperature.map(|temperature| tokens.positions.iter().map(|&p| temperature.at(p)).collect())
+}
+
+fn preparation<'t>(
+    tokens: &'t Tokens<'_>,
+    rope: Option<usize>,
+    norms: Option<HeadNorms<'t>>,
+    query_scales: Option<&'t [f32]>,
+) -> Preparation<'t> {
+    Preparation { norms, rotary: rope.map(|rope| &tokens.rotaries[rope]), query_scales }
 }

@@ -42,10 +42,9 @@ struct Choice {
 }
 
 impl Forward<'_> {
-    /// What the experts make of the normed stream, into `added`.
+    /// What the experts that were chosen make of the normed stream, into `added`. What is noted for adapters are its rows.
     pub(super) fn consult(&mut self, weights: &Weights, config: &config::Experts, experts: &Experts) {
         let context = self.context();
-        self.route(weights, config, experts);
         let groups = self.sort(config);
         let asked = groups.iter().flat_map(|(expert, _)| {
             let Dense { gate, up, down } = &experts.experts[*expert];
@@ -70,7 +69,7 @@ impl Forward<'_> {
         let activations = &buffers.activations;
         let token = |answer: usize| buffers.asked[answer] as usize;
         if self.adapting.changes(asked.clone().flat_map(|(dense, _)| [&dense.gate, &dense.up])) {
-            // As for a dense part; see there. What was noted are the rows of tokens, as for the router.
+            // As for a dense part; see there.
             let gates: Vec<Part<'_>> = asked.clone().map(|(dense, tokens)| (&dense.gate, tokens)).collect();
             let ups: Vec<Part<'_>> = asked.clone().map(|(dense, tokens)| (&dense.up, tokens)).collect();
             for (parts, out) in [(gates, &mut *gate), (ups, &mut *up)] {
@@ -101,8 +100,8 @@ impl Forward<'_> {
         self.ask_shared(weights, config, experts);
     }
 
-    /// Chooses the experts of every token, by `scores` of the router.
-    fn route(&mut self, weights: &Weights, config: &config::Experts, experts: &Experts) {
+    /// Chooses the experts of every token, by `scores` that the router gives the normed stream.
+    pub(super) fn route(&mut self, weights: &Weights, config: &config::Experts, experts: &Experts) {
         let context = self.context();
         let router = weights.affine(&experts.router);
         let shared = experts.shared.iter().flat_map(|shared| {

@@ -2,7 +2,7 @@
 
 use super::Forward;
 use crate::model::config;
-use crate::model::weights::{self, Dense, Norm, Weights};
+use crate::model::weights::{self, Dense, DenseAndExperts, Norm, Weights};
 use kernels::ops::{self, ActivationFunction, Gated, Product, kinds_for, multiply_gated};
 
 impl Forward<'_> {
@@ -36,11 +36,49 @@ impl Forward<'_> {
             }
             (config::FeedForward::Experts(config), weights::FeedForward::Experts(experts)) => {
                 self.norm_stream(norm);
+                self.route(weights, config, experts);
                 self.consult(weights, config, experts);
+                self.add(layer.fed_forward_norm.as_ref());
+            }
+            (
+                config::FeedForward::DenseAndExperts { experts: config, .. },
+                weights::FeedForward::DenseAndExperts(parts),
+            ) => {
+                self.feed_beside(weights, config, parts, norm);
                 self.add(layer.fed_forward_norm.as_ref());
             }
             _ => unreachable!("weights are read as the configuration says"),
         }
+    }
+
+    /// What a dense part and experts make of the residual stream beside each other, into `added`; `norm` is of what the former
+    /// works on.
+    fn feed_beside(
+        &mut self,
+        weights: &Weights,
+        config: &config::Experts,
+        parts: &DenseAndExperts,
+        norm: Option<&Norm>,
+    ) {
+        let (context, DenseAndExperts { dense, experts, .. }) = (self.context(), parts);
+        let kinds = kinds_for([&dense.gate, &dense.up].map(|linear| weights.matrix(linear)));
+        self.activate_stream(norm, kinds);
+        self.gate(weights, dense, config.function);
+        let down = weights.affine(&dense.down);
+        self.attended.reset(self.activations.tokens(), down.matrix.rows());
+        ops::multiply(context, &self.activations, &mut [Product::new(down, &mut self.attended)]);
+        self.adapting.add(context, &dense.down, &mut self.attended);
+        self.norm_stream(Some(&parts.router_norm));
+        self.route(weights, config, experts);
+        self.norm_stream(Some(&parts.before_experts));
+        self.adapting.note(&self.normed);
+        self.consult(weights, config, experts);
+        for (rows, norm) in [(&mut self.attended, &parts.dense_norm), (&mut self.added, &parts.experts_norm)]
+        {
+            let cols = 0..rows.cols();
+            ops::norm_columns(context, rows, cols, norm.get());
+        }
+        ops::add(context, &mut self.added, &self.attended);
     }
 
     /// The gated half of a feed-forward part, on the activations and back into them.

@@ -33,17 +33,17 @@ impl Forward<'_> {
             }
             (Config::ShortConvolution(_), Parts::ShortConvolution(parts), LayerCache::State(state)) => {
                 self.short_convolution(weights, layer, parts, tokens, state);
-                self.keep_attended(kept);
+                self.keep_attended(tokens, kept);
                 &parts.output
             }
             (Config::Mamba(config), Parts::Mamba(parts), LayerCache::State(state)) => {
                 self.mamba(weights, layer, (*config, parts), tokens, state);
-                self.keep_attended(kept);
+                self.keep_attended(tokens, kept);
                 &parts.output
             }
             (Config::DeltaNet(config), Parts::DeltaNet(parts), LayerCache::State(state)) => {
                 self.delta_net(weights, layer, (*config, parts), tokens, state);
-                self.keep_attended(kept);
+                self.keep_attended(tokens, kept);
                 &parts.output
             }
             _ => unreachable!("weights and the cache are made as the configuration says"),
@@ -64,20 +64,19 @@ impl Forward<'_> {
 
     /// Drops what is left of tokens whose logits are not wanted, before queries meet keys.
     pub(super) fn keep_queries<'b>(&mut self, tokens: &mut Tokens<'b>, kept: Option<&Outputs<'b>>) {
-        if let Some(Outputs { rows, chunks }) = kept {
-            self.stream.keep(rows);
-            self.queries.keep(rows);
-            self.adapting.keep(rows);
-            tokens.chunks.clone_from(chunks);
+        if let Some(outputs) = kept {
+            self.keep_rows(&outputs.rows);
+            self.queries.keep(&outputs.rows);
+            tokens.keep(outputs);
         }
     }
 
     /// The same after all is mixed.
-    fn keep_attended(&mut self, kept: Option<&Outputs<'_>>) {
-        if let Some(Outputs { rows, .. }) = kept {
-            self.stream.keep(rows);
-            self.attended.keep(rows);
-            self.adapting.keep(rows);
+    fn keep_attended<'b>(&mut self, tokens: &mut Tokens<'b>, kept: Option<&Outputs<'b>>) {
+        if let Some(outputs) = kept {
+            self.keep_rows(&outputs.rows);
+            self.attended.keep(&outputs.rows);
+            tokens.keep(outputs);
         }
     }
 }

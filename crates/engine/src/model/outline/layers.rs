@@ -16,7 +16,8 @@ pub use crate::model::config::{Groups, HeadNorms, Probabilities, Temperature};
 pub struct Layer {
     pub mixer: Mixer,
     pub feed_forward: FeedForward,
-    /// Keys and values that are kept of each token: none of a text that goes through whole.
+    /// Keys and values that are kept of each token: none of a text that goes through whole, nor where another layer's are
+    /// attended to.
     pub kept: Option<KvHeads>,
 }
 
@@ -54,6 +55,12 @@ pub struct Attention {
     /// Scores become `cap * tanh(score / cap)`.
     pub soft_cap: Option<f32>,
     pub head_norms: HeadNorms,
+    /// Values are what keys are before these are normed and turned.
+    pub values_of_keys: bool,
+    /// Each head's values are normed.
+    pub value_norms: bool,
+    /// The earlier layer whose keys and values it attends to, in place of its own.
+    pub shares: Option<usize>,
     /// A score for each head that takes its share of the softmax.
     pub sinks: bool,
     pub temperature: Option<Temperature>,
@@ -219,6 +226,14 @@ impl Layer {
         }
     }
 
+    /// The earlier layer whose keys and values it attends to, in place of its own.
+    pub fn shares(&self) -> Option<usize> {
+        match &self.mixer {
+            Mixer::Attention(attention) => attention.shares,
+            Mixer::Latent(_) | Mixer::State(_) => None,
+        }
+    }
+
     /// Tokens in its sliding window; `None`: it has none.
     pub fn window(&self) -> Option<usize> {
         self.kind().window()
@@ -259,7 +274,8 @@ impl Mixer {
 impl Attention {
     fn of(attention: &config::Attention, config: &Config) -> Attention {
         let config::Attention { heads, kv_heads, head_dim, mask, rope, scale, .. } = *attention;
-        let config::Attention { soft_cap, head_norms, sinks, temperature, gated, .. } = *attention;
+        let config::Attention { soft_cap, head_norms, values, shares, sinks, temperature, gated, .. } =
+            *attention;
         let slopes = attention.slopes.is_some();
         let positions = rope.is_some() || slopes || config.input.positions;
         Attention {
@@ -271,6 +287,9 @@ impl Attention {
             scale,
             soft_cap,
             head_norms,
+            values_of_keys: values.of_keys && shares.is_none(),
+            value_norms: values.normed && shares.is_none(),
+            shares,
             sinks,
             temperature,
             gated,
@@ -295,18 +314,27 @@ impl FeedForward {
             config::FeedForward::Dense { width, function, gated } => {
                 FeedForward::Dense { width: *width, function: name_of(*function, *gated) }
             }
-            config::FeedForward::Experts(experts) => FeedForward::Experts(Experts {
-                count: experts.count,
-                used: experts.used,
-                width: experts.width,
-                function: name_of(experts.function, true),
-                probabilities: experts.router.probabilities,
-                normalized: experts.router.normalized,
-                scale: experts.router.scale,
-                groups: experts.router.groups,
-                shared_width: experts.shared.map(|shared| shared.width),
-                shared_gated: experts.shared.is_some_and(|shared| shared.gated),
-            }),
+            config::FeedForward::Experts(experts) => FeedForward::Experts(Experts::of(experts)),
+            config::FeedForward::DenseAndExperts { width, experts } => {
+                FeedForward::Experts(Experts { shared_width: Some(*width), ..Experts::of(experts) })
+            }
+        }
+    }
+}
+
+impl Experts {
+    fn of(experts: &config::Experts) -> Experts {
+        Experts {
+            count: experts.count,
+            used: experts.used,
+            width: experts.width,
+            function: name_of(experts.function, true),
+            probabilities: experts.router.probabilities,
+            normalized: experts.router.normalized,
+            scale: experts.router.scale,
+            groups: experts.router.groups,
+            shared_width: experts.shared.map(|shared| shared.width),
+            shared_gated: experts.shared.is_some_and(|shared| shared.gated),
         }
     }
 }
@@ -353,6 +381,7 @@ impl Rope {
         // In the order in which a step looks for them; see `rope_table` in `weights`.
         let from_file = match rope.factors {
             rope::Factors::None => None,
+            rope::Factors::Needed => Some(RopeScaling::Factors),
             rope::Factors::File { .. } if has("rope_freqs.weight") => Some(RopeScaling::Factors),
             rope::Factors::File { original_tokens } if has("rope_factors_long.weight") => {
                 Some(RopeScaling::ShortAndLong { original_tokens })

@@ -39,6 +39,11 @@ fn add_streams(remarks: &mut Vec<String>, config: &Config, tensors: &Tensors<'_>
     if config.input.segments && tensors.part_of("token_types.weight") != Part::Unread {
         remarks.push("embeddings of the first and the second of two texts".to_owned());
     }
+    if let Some(len) = config.per_layer {
+        remarks.push(format!(
+            "per-layer embeddings, {len} elements of each token for each layer, read from the file as they are needed"
+        ));
+    }
     let mut scaled = |what: &str, by: f32| {
         if by != 1.0 {
             remarks.push(format!("{what} multiplied by {}", short(by)));
@@ -87,6 +92,9 @@ fn add_attention(remarks: &mut Vec<String>, config: &Config, layers: &[Layer]) {
         }
     };
     let count = |is: fn(&Attention) -> bool| attention().filter(|attention| is(attention)).count();
+    add(count(|a| a.shares.is_some()), "attend to keys and values of earlier layers and keep none");
+    add(count(|a| a.values_of_keys), "with values made of what keys are made of");
+    add(count(|a| a.value_norms), "with norms of values");
     add(count(|a| a.sinks), "with sinks, scores that take their share of the softmax");
     add(count(|a| a.slopes), "with scores that fall with the distance (ALiBi)");
     add(count(|a| a.gated), "with gates on what heads mix");
