@@ -1,6 +1,8 @@
 //! Generations that go on when their context is full.
 
-use engine::{ContextShift, Engine, EngineConfig, FinishReason, KvFormat, Pool, Speculation, TokenId};
+use engine::{
+    ContextShift, Engine, EngineConfig, FinishReason, KvFormat, PAGE, Pool, Request, Speculation, Token,
+};
 
 use crate::generation::{generate, model, request, submit};
 use crate::speculation::one_layer;
@@ -35,29 +37,36 @@ fn a_full_context_ends_a_generation_or_loses_its_older_half() {
     assert_eq!(dropped % 128, 0);
     assert!((60 + 700 - CONTEXT..60 + 700).contains(&dropped), "{dropped}");
     // Who does not say how much to generate gets what there is room for.
-    let unlimited = engine::Request { max_tokens: None, ..asked.clone() };
+    let unlimited = Request { max_tokens: None, ..asked.clone() };
     assert_eq!(generate(&shifting, unlimited).bits(), ended.bits());
     // What others begin with was not changed.
-    let short = engine::Request { max_tokens: Some(40), ..asked };
+    let short = Request { max_tokens: Some(40), ..asked };
     assert!(ended.bits().starts_with(&generate(&shifting, short).bits()));
 }
 
 #[test]
 fn what_is_left_counts_for_its_new_positions() {
     // In a single layer keys and values depend on nothing but their own tokens: what is left is as if it had stood there.
-    for kv_format in [KvFormat::F32, KvFormat::F16] {
-        let start =
-            |shift| Engine::start(one_layer(), Pool::new(1), EngineConfig { kv_format, ..config(shift) });
+    // Keys are rounded twice where they are turned.
+    for (kv_format, rounding) in [(KvFormat::F32, 1e-4), (KvFormat::F16, 2e-2)] {
+        let start = |shift| {
+            let config = EngineConfig { kv_format, context_tokens: 3 * PAGE, ..config(shift) };
+            Engine::start(one_layer(), Pool::new(1), config)
+        };
         let (plain, shifting) = (start(false), start(true));
         let asked = request(100, 500);
-        let heard = generate(&shifting, asked.clone()).ids();
-        let mut all: Vec<TokenId> = asked.prompt.clone();
-        all.extend(&heard);
-        // The context is full after 257 tokens, of which the last is not computed; it keeps 128 and that one.
-        let mut context: Vec<TokenId> = all[..128].to_vec();
-        context.extend(&all[256..257]);
-        let next = engine::Request { prompt: context, max_tokens: Some(100), ..asked };
-        assert_eq!(generate(&plain, next).ids(), all[257..357], "{kv_format}");
+        let shifted = generate(&shifting, asked.clone());
+        let all = [asked.prompt.clone(), shifted.ids()].concat();
+        // Of three full pages the second is dropped and the third turned; one token more is there and not computed yet.
+        let context = [&all[..PAGE], &all[2 * PAGE..3 * PAGE + 1]].concat();
+        let plain = generate(&plain, Request { prompt: context, max_tokens: Some(100), ..asked });
+        let logprob = |token: &Token| token.logprob.as_ref().expect("asked for").logprob;
+        let after = 3 * PAGE + 1 - 100;
+        for (plain, shifted) in plain.tokens.iter().zip(&shifted.tokens[after..]) {
+            let difference = (logprob(plain) - logprob(shifted)).abs();
+            assert!(plain.id == shifted.id && difference < rounding, "{kv_format}: {plain:?} {shifted:?}");
+        }
+        assert_eq!(plain.tokens.len(), 100);
     }
 }
 

@@ -484,7 +484,7 @@ fn bytes(species: Species, speaker: Option<&Gguf>, tensors: &[Tensor]) -> Vec<u8
             Float(x) => writer.put_value(&name, &Value::F32(*x)),
             Flag(flag) => writer.put_value(&name, &Value::Bool(*flag)),
             Text(text) => writer.put_value(&name, &Value::Str(text)),
-            Layers(numbers) => writer.put_array(&name, *numbers),
+            Layers(numbers) => writer.put_array(&name, numbers),
         };
     }
     for tensor in tensors {
