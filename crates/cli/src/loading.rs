@@ -14,7 +14,7 @@ use engine::gguf::Gguf;
 use engine::model::{Listener, News, Outline, Packing, Progress, Purpose};
 use engine::{
     AdapterScale, ContextShift, Encoder, EncoderConfig, Engine, EngineConfig, Isa, KvFormat, Model,
-    OpenOptions, PAGE, Pool, Speculation, check_draft,
+    OpenOptions, PAGE, Pool, Speculation, check_adapter, check_draft, check_draft_file,
 };
 use serve::Worker;
 use std::env;
@@ -171,7 +171,10 @@ impl LoadArgs {
             Ok(((source, gguf), outline))
         });
         let (draft, of_draft) = draft.transpose()?.unzip();
-        let adapters = self.adapters(&source, &outline)?;
+        if let (Some((_, draft)), Some(of_draft)) = (&draft, &of_draft) {
+            check_draft_file((&gguf, &outline), (draft, of_draft))?;
+        }
+        let adapters = self.adapters(&source, &gguf, &outline)?;
         let mut needs = Needs::new(&outline, &config);
         needs.weight_bytes += adapters.iter().map(|(gguf, _)| gguf.len_bytes()).sum::<u64>();
         if let Some(of_draft) = &of_draft {
@@ -202,8 +205,13 @@ impl LoadArgs {
         })
     }
 
-    /// Opens the adapters' files.
-    fn adapters(&self, source: &Source, outline: &Outline) -> Result<Vec<(Gguf, f32)>, CliError> {
+    /// Opens the adapters' files and checks that they are for the model.
+    fn adapters(
+        &self,
+        source: &Source,
+        base: &Gguf,
+        outline: &Outline,
+    ) -> Result<Vec<(Gguf, f32)>, CliError> {
         let whole = self.lora.iter().map(|path| (path, 1.0));
         let scaled = self.lora_scaled.iter().map(|(path, scale)| (path, *scale));
         let adapters = whole.chain(scaled).map(|(path, scale)| Ok((Gguf::open(path)?, scale)));
@@ -212,6 +220,9 @@ impl LoadArgs {
             let message =
                 format!("{} {}; adapters of such models are not supported", source.name(), outline.purpose);
             return Err(CliError::new(Kind::Usage, message).with_hint("leave out --lora"));
+        }
+        for (adapter, _) in &adapters {
+            check_adapter(adapter, base).with_context(|| cannot_be_used(adapter))?;
         }
         Ok(adapters)
     }
@@ -450,9 +461,8 @@ impl Plan {
 }
 
 fn add_adapter(model: &mut Model, gguf: &Gguf, pool: &Pool) -> Result<(), CliError> {
+    let adapter = model.add_adapter(gguf, pool).with_context(|| cannot_be_used(gguf))?;
     let path = gguf.path().unwrap_or(Path::new("")).display();
-    let added = model.add_adapter(gguf, pool);
-    let adapter = added.with_context(|| format!("the adapter {path} cannot be used"))?;
     match adapter.norms_left_out() {
         0 => {}
         norms => talk::say(format_args!(
@@ -460,6 +470,10 @@ fn add_adapter(model: &mut Model, gguf: &Gguf, pool: &Pool) -> Result<(), CliErr
         )),
     }
     Ok(())
+}
+
+fn cannot_be_used(adapter: &Gguf) -> String {
+    format!("the adapter {} cannot be used", adapter.path().unwrap_or(Path::new("")).display())
 }
 
 /// Says what happens to the weights.

@@ -22,6 +22,6 @@ pub use encoder::{Encoded, EncodedSink, Encoder, EncoderConfig, normalize};
 pub use engine::{ContextShift, Engine, EngineConfig, Speculation};
 pub use kernels::attention::{KvFormat, PAGE};
 pub use kernels::{Isa, Pool};
-pub use model::{Adapter, AdapterError, AdapterScale, Model, ModelError, OpenOptions};
+pub use model::{Adapter, AdapterError, AdapterScale, Model, ModelError, OpenOptions, check_adapter};
 pub use request::*;
-pub use speculation::draft::{DraftError, check_draft};
+pub use speculation::draft::{DraftError, check_draft, check_draft_file};

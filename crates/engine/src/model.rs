@@ -16,7 +16,7 @@ mod store;
 mod tensors;
 mod weights;
 
-pub use adapters::{Adapter, AdapterError, AdapterScale, Adapters, AdaptersKey};
+pub use adapters::{Adapter, AdapterError, AdapterScale, Adapters, AdaptersKey, check_adapter};
 pub use forward::{Batch, Forward, SequenceStep, Text};
 pub use outline::{KvHeads, Outline};
 pub use store::{Listener, News, Outcome};
@@ -227,9 +227,7 @@ impl Model {
 
     /// `general.name`, or the file's name.
     pub fn name(&self) -> String {
-        let stem = || Some(self.gguf.path()?.file_stem()?.to_string_lossy().into_owned());
-        let named = self.gguf.str("general.name").ok().flatten().filter(|n| !n.trim().is_empty());
-        named.map(str::to_owned).or_else(stem).unwrap_or_else(|| "model".to_owned())
+        name_of(&self.gguf)
     }
 
     pub fn family(&self) -> &'static str {
@@ -314,7 +312,8 @@ impl Model {
         self.size.prompt_macs_per_token
     }
 
-    /// The shape of what each layer that keeps something keeps: keys and values in `pages` pages, or states of `sequences` sequences.
+    /// The shape of what each layer that keeps something keeps: keys and values in `pages` pages, or states of `sequences`
+    /// sequences.
     pub(crate) fn cache_shapes(
         &self,
         format: KvFormat,
@@ -384,6 +383,13 @@ impl Size {
             prompt_macs_per_token: plan.prompt_macs_per_token(),
         }
     }
+}
+
+/// As [`Model::name`], of a file.
+pub(crate) fn name_of(gguf: &Gguf) -> String {
+    let stem = || Some(gguf.path()?.file_stem()?.to_string_lossy().into_owned());
+    let named = gguf.str("general.name").ok().flatten().filter(|n| !n.trim().is_empty());
+    named.map(str::to_owned).or_else(stem).unwrap_or_else(|| "model".to_owned())
 }
 
 /// Where the file has a vocabulary that text can be made of. "no_vocab" and "test" are what ggml's tools write for files

@@ -1,8 +1,8 @@
 //! Text to token ids and back, by the vocabulary that a model file carries.
 //!
 //! Knows SentencePiece's BPE (`llama`) and Unigram (`t5`), byte-level BPE (`gpt2`), BPE over plain UTF-8 (`gemma4`) and
-//! WordPiece (`bert`), and gives exactly the ids the model was trained with. Refuses vocabularies and pre-tokenizers it does not know: a guess
-//! would give valid ids and a model that talks nonsense.
+//! WordPiece (`bert`), and gives exactly the ids the model was trained with. Refuses vocabularies and pre-tokenizers it does
+//! not know: a guess would give valid ids and a model that talks nonsense.
 
 use crate::TokenId;
 use crate::gguf::{Gguf, GgufError};

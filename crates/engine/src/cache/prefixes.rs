@@ -85,7 +85,8 @@ impl Prefixes {
         }
     }
 
-    /// The longest beginning of `tokens` that is known with these adapters; where `with_state`, the longest after which a state is known.
+    /// The longest beginning of `tokens` that is known with these adapters; where `with_state`, the longest after which a state
+    /// is known.
     pub(super) fn find(&mut self, adapters: AdaptersKey, tokens: &[TokenId], with_state: bool) -> Found {
         let mut found = Found::default();
         let mut with_states = None;
@@ -120,8 +121,8 @@ impl Prefixes {
         if with_state { with_states.unwrap_or_default() } else { found }
     }
 
-    /// Adds a sequence: what it was computed with, its tokens, the pages that hold them, and slots of states after so many tokens. Returns what was known
-    /// already.
+    /// Adds a sequence: what it was computed with, its tokens, the pages that hold them, and slots of states after so many
+    /// tokens. Returns what was known already.
     pub(super) fn insert(
         &mut self,
         adapters: AdaptersKey,
@@ -140,7 +141,8 @@ impl Prefixes {
         unused
     }
 
-    /// Adds a page after `parent`, which is of the same adapters, with slots of states after so many of its tokens. What was known already goes to `unused`.
+    /// Adds a page after `parent`, which is of the same adapters, with slots of states after so many of its tokens. What was
+    /// known already goes to `unused`.
     pub(super) fn insert_page(
         &mut self,
         (adapters, parent): (AdaptersKey, Option<NodeId>),

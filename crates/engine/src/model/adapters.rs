@@ -6,7 +6,7 @@
 //! and shared by all requests, and change anything but matrices and the token embedding.
 
 use super::weights::Linear;
-use super::{Model, format_of};
+use super::{Model, format_of, name_of};
 use crate::gguf::{Gguf, GgufError, TensorInfo};
 use crate::request::Refused;
 use kernels::matrix::Shape;
@@ -196,13 +196,32 @@ struct Tensors<'a> {
     b: &'a TensorInfo,
 }
 
-fn read(gguf: &Gguf, model: &Model, pool: &Pool) -> Result<Adapter, AdapterError> {
-    check_kind(gguf, model)?;
-    // As llama.cpp has it: where there is no alpha, or it is 0, what B and A make is not scaled.
-    let alpha = gguf.f32("adapter.lora.alpha")?.unwrap_or(0.0);
-    if !alpha.is_finite() {
-        return Err(AdapterError::Alpha { found: alpha });
+/// Whether the file of an adapter fits that of a model, before either is loaded: all that [`Model::add_adapter`] checks but
+/// whether the model multiplies by what is changed.
+///
+/// # Errors
+/// As there.
+pub fn check_adapter(gguf: &Gguf, base: &Gguf) -> Result<(), AdapterError> {
+    check_kind(gguf, base)?;
+    let alpha = alpha(gguf)?;
+    for (name, tensors) in pair_up(gguf)?.0 {
+        let reader = Reader { gguf, base, name, tensors, alpha };
+        let Tensors { a, b } = tensors;
+        if name == EMBEDDING { reader.embedding_dims().map(drop) } else { reader.dims().map(drop) }?;
+        format(a).and(format(b))?;
     }
+    Ok(())
+}
+
+/// As llama.cpp has it: where there is no alpha, or it is 0, what B and A make is not scaled.
+fn alpha(gguf: &Gguf) -> Result<f32, AdapterError> {
+    let alpha = gguf.f32("adapter.lora.alpha")?.unwrap_or(0.0);
+    if alpha.is_finite() { Ok(alpha) } else { Err(AdapterError::Alpha { found: alpha }) }
+}
+
+fn read(gguf: &Gguf, model: &Model, pool: &Pool) -> Result<Adapter, AdapterError> {
+    check_kind(gguf, model.gguf())?;
+    let alpha = alpha(gguf)?;
     let (by_name, norms_left_out) = pair_up(gguf)?;
     let mut hash = Sha256::new();
     hash.update(alpha.to_le_bytes());
@@ -213,18 +232,18 @@ fn read(gguf: &Gguf, model: &Model, pool: &Pool) -> Result<Adapter, AdapterError
             hash.update(format!("{} {:?} {}\n", info.name, info.shape, info.ty.name()));
             hash.update(gguf.data(info));
         }
-        let reader = Reader { gguf, model, pool, name, tensors, alpha };
+        let reader = Reader { gguf, base: model.gguf(), name, tensors, alpha };
         if name == EMBEDDING {
-            embedding = Some(reader.embedding()?);
+            embedding = Some(reader.embedding(model, pool)?);
         } else {
-            reader.pairs(&mut pairs)?;
+            reader.pairs(model, pool, &mut pairs)?;
         }
     }
     let path = gguf.path().map(Path::to_owned);
     Ok(Adapter { path, pairs, embedding, norms_left_out, digest: hash.finalize().into() })
 }
 
-fn check_kind(gguf: &Gguf, model: &Model) -> Result<(), AdapterError> {
+fn check_kind(gguf: &Gguf, base: &Gguf) -> Result<(), AdapterError> {
     for (key, wanted) in [("general.type", "adapter"), ("adapter.type", "lora")] {
         let found = gguf.str(key)?.unwrap_or_default();
         if found != wanted {
@@ -235,10 +254,10 @@ fn check_kind(gguf: &Gguf, model: &Model) -> Result<(), AdapterError> {
         return Err(AdapterError::Activated);
     }
     const FAMILY: &str = "general.architecture";
-    let (found, own) = (gguf.str(FAMILY)?.unwrap_or_default(), model.gguf().str(FAMILY)?.unwrap_or_default());
+    let (found, own) = (gguf.str(FAMILY)?.unwrap_or_default(), base.str(FAMILY)?.unwrap_or_default());
     if found != own {
         let (found, own) = (found.to_owned(), own.to_owned());
-        return Err(AdapterError::OtherFamily { found, model: model.name(), own });
+        return Err(AdapterError::OtherFamily { found, model: name_of(base), own });
     }
     Ok(())
 }
@@ -271,8 +290,8 @@ fn pair_up(gguf: &Gguf) -> Result<(BTreeMap<&str, Tensors<'_>>, usize), AdapterE
 /// Reads what changes one tensor.
 struct Reader<'a> {
     gguf: &'a Gguf,
-    model: &'a Model,
-    pool: &'a Pool,
+    /// The model's file.
+    base: &'a Gguf,
     /// The model's tensor.
     name: &'a str,
     tensors: Tensors<'a>,
@@ -281,9 +300,9 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     /// Columns, rows and the number of matrices of the model's tensor.
-    fn base(&self) -> Result<[usize; 3], AdapterError> {
-        let tensor = self.model.gguf().tensor(self.name);
-        let missing = || AdapterError::Missing { name: self.name.to_owned(), model: self.model.name() };
+    fn base_dims(&self) -> Result<[usize; 3], AdapterError> {
+        let tensor = self.base.tensor(self.name);
+        let missing = || AdapterError::Missing { name: self.name.to_owned(), model: name_of(self.base) };
         Ok(dims(tensor.ok_or_else(missing)?.info))
     }
 
@@ -296,8 +315,8 @@ impl Reader<'_> {
             name: self.name.to_owned(),
             a: a.shape.clone(),
             b: b.shape.clone(),
-            model: self.model.name(),
-            own: self.base()?.map(|dim| dim as u64).to_vec(),
+            model: name_of(self.base),
+            own: self.base_dims()?.map(|dim| dim as u64).to_vec(),
         })
     }
 
@@ -306,39 +325,50 @@ impl Reader<'_> {
         if self.alpha == 0.0 { 1.0 } else { self.alpha / dims(self.tensors.b)[0] as f32 }
     }
 
-    fn embedding(&self) -> Result<EmbeddingPair, AdapterError> {
-        let [width, vocabulary, _] = self.base()?;
+    /// Checks what changes the token embedding.
+    fn embedding_dims(&self) -> Result<(), AdapterError> {
+        let [width, vocabulary, _] = self.base_dims()?;
         let Tensors { a, b } = self.tensors;
         let ([rank, a_rows, a_count], [b_cols, b_rows, b_count]) = (dims(a), dims(b));
-        let fits = (rank, a_rows, b_rows, a_count, b_count) == (b_cols, vocabulary, width, 1, 1);
-        self.check(fits)?;
+        self.check((rank, a_rows, b_rows, a_count, b_count) == (b_cols, vocabulary, width, 1, 1))
+    }
+
+    /// Checks what changes a matrix: its rows, how many of them the tensor has, and of how many of these there is an `A`, which
+    /// experts may share.
+    fn dims(&self) -> Result<[usize; 3], AdapterError> {
+        let [cols, rows, count] = self.base_dims()?;
+        let Tensors { a, b } = self.tensors;
+        let ([a_cols, a_rows, a_count], [rank, b_rows, b_count]) = (dims(a), dims(b));
+        let fits = (a_cols, a_rows, b_rows, b_count) == (cols, rank, rows, count);
+        self.check(fits && [1, count].contains(&a_count))?;
+        Ok([rows, count, a_count])
+    }
+
+    fn embedding(&self, model: &Model, pool: &Pool) -> Result<EmbeddingPair, AdapterError> {
+        self.embedding_dims()?;
+        let Tensors { a, b } = self.tensors;
         Ok(EmbeddingPair {
             a: self.gguf.data(a).to_vec(),
             format: format(a)?,
-            b: self.matrix(b, 0)?,
+            b: self.matrix(b, 0, model, pool)?,
             scale: self.scale(),
         })
     }
 
     /// Puts what changes the parts of the model's tensor in their places.
-    fn pairs(&self, pairs: &mut [Option<Pair>]) -> Result<(), AdapterError> {
-        let [cols, rows, count] = self.base()?;
+    fn pairs(&self, model: &Model, pool: &Pool, pairs: &mut [Option<Pair>]) -> Result<(), AdapterError> {
+        let [rows, count, a_count] = self.dims()?;
         let Tensors { a, b } = self.tensors;
-        let ([a_cols, a_rows, a_count], [rank, b_rows, b_count]) = (dims(a), dims(b));
-        // Experts may share an `A`.
-        let fits =
-            (a_cols, a_rows, b_rows, b_count) == (cols, rank, rows, count) && [1, count].contains(&a_count);
-        self.check(fits)?;
-        let weights = self.model.store.weights();
-        let plan = self.model.store.plan();
+        let weights = model.store.weights();
+        let plan = model.store.plan();
         let of_tensor = |entry: usize| plan.entries[entry].tensor == self.name;
         let slices = weights.parts.slices().iter().enumerate();
         let slices: Vec<_> = slices.filter(|(_, (entry, _))| of_tensor(*entry)).collect();
         if slices.is_empty() {
-            return Err(AdapterError::NoMatrix { name: self.name.to_owned(), model: self.model.name() });
+            return Err(AdapterError::NoMatrix { name: self.name.to_owned(), model: model.name() });
         }
         for i in 0..count {
-            let (a, b) = (self.matrix(a, i.min(a_count - 1))?, self.matrix(b, i)?);
+            let (a, b) = (self.matrix(a, i.min(a_count - 1), model, pool)?, self.matrix(b, i, model, pool)?);
             for (id, (_, range)) in &slices {
                 if range.start / rows == i {
                     let range = range.start - i * rows..range.end - i * rows;
@@ -351,11 +381,17 @@ impl Reader<'_> {
     }
 
     /// One of the matrices of a tensor.
-    fn matrix(&self, info: &TensorInfo, i: usize) -> Result<Matrix, AdapterError> {
+    fn matrix(
+        &self,
+        info: &TensorInfo,
+        i: usize,
+        model: &Model,
+        pool: &Pool,
+    ) -> Result<Matrix, AdapterError> {
         let [cols, rows, count] = dims(info);
         let data = self.gguf.data(info);
         let data = &data[i * (data.len() / count)..][..data.len() / count];
-        Ok(Matrix::packed(Shape { format: format(info)?, rows, cols }, self.model.isa(), self.pool, data))
+        Ok(Matrix::packed(Shape { format: format(info)?, rows, cols }, model.isa(), pool, data))
     }
 }
 

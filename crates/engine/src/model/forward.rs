@@ -233,8 +233,7 @@ impl<'a> Forward<'a> {
         let config = &self.model.config;
         self.embed_tokens(&input.embedding, batch);
         self.adapting.begin(batch);
-        let ids: Vec<TokenId> = batch.iter().flat_map(|s| s.tokens).copied().collect();
-        self.adapting.embed(self.context(), &ids, &mut self.stream);
+        self.adapting.embed(self.context(), batch, &mut self.stream);
         if config.embedding_scale != 1.0 {
             ops::scale(self.context(), &mut self.stream, config.embedding_scale);
         }

@@ -8,7 +8,7 @@
 //! Every byte of a file is under a checksum: its body, the matrices and the padding between them, in chunks of 256 KiB,
 //! and its front, which holds the key and the chunks' checksums, by itself. Opening checks the front; what has not been
 //! through [`PackedFile::verify`] may be computed with, but nothing that was computed may be shown. Chunks that hold nothing but
-//! experts are left to [`Rarely`]: they are verified when a token is first sent to one of them, and never read before.
+//! experts are left to [`Deferred`]: they are verified when a token is first sent to one of them, and never read before.
 //!
 //! A file is written under a temporary name, which its writer keeps locked, and renamed when whole. A temporary file that
 //! nobody holds was left by a process that died, and the next one to pack the model removes it. What it refuses to do:
@@ -213,14 +213,19 @@ impl PackedFile {
     }
 
     /// The same for what every token reads.
-    pub(crate) fn verify_common(&self, map: &Map, pool: &Pool, stop: &AtomicBool) -> Result<(), Fault> {
-        let rare = self.rare_chunks();
-        let common: Vec<usize> = (0..rare.len()).filter(|&i| !rare[i]).collect();
-        self.verify_chunks(&common, map, pool, stop)
+    pub(crate) fn verify_all_but_experts(
+        &self,
+        map: &Map,
+        pool: &Pool,
+        stop: &AtomicBool,
+    ) -> Result<(), Fault> {
+        let of_experts = self.expert_chunks();
+        let others: Vec<usize> = (0..of_experts.len()).filter(|&i| !of_experts[i]).collect();
+        self.verify_chunks(&others, map, pool, stop)
     }
 
     /// By chunk: whether nothing is in it but experts.
-    fn rare_chunks(&self) -> Vec<bool> {
+    fn expert_chunks(&self) -> Vec<bool> {
         let mut experts = vec![false; self.places.chunks];
         let mut others = vec![false; self.places.chunks];
         for (entry, range) in self.plan.entries.iter().zip(&self.places.matrices) {
@@ -390,19 +395,19 @@ impl PackedFile {
 
 /// The chunks of a mapped file that are verified when they are first computed with: those of experts.
 #[derive(Debug)]
-pub(crate) struct Rarely {
+pub(crate) struct Deferred {
     file: PackedFile,
     map: Arc<Map>,
     /// By chunk: whether it was verified, or is by others.
     sound: Vec<AtomicBool>,
 }
 
-impl Rarely {
+impl Deferred {
     /// `None` where there is no such chunk.
-    pub(crate) fn new(file: PackedFile, map: Arc<Map>) -> Option<Rarely> {
-        let rare = file.rare_chunks();
-        rare.contains(&true).then(|| Rarely {
-            sound: rare.into_iter().map(|rare| AtomicBool::new(!rare)).collect(),
+    pub(crate) fn new(file: PackedFile, map: Arc<Map>) -> Option<Deferred> {
+        let of_experts = file.expert_chunks();
+        of_experts.contains(&true).then(|| Deferred {
+            sound: of_experts.into_iter().map(|of_experts| AtomicBool::new(!of_experts)).collect(),
             file,
             map,
         })

@@ -8,7 +8,7 @@
 //!
 //! What it refuses to do: say anything (a [`Listener`] may), or trust a file because of its name.
 
-use super::packed::{self, Fault, Made, PackedFile, Rarely, Work, packed_bytes, segments, source};
+use super::packed::{self, Deferred, Fault, Made, PackedFile, Work, packed_bytes, segments, source};
 use super::weights::{Entry, Linear, Parts, Plan, Weights};
 use super::{OpenOptions, Packing, Progress};
 use crate::cache::SavedError;
@@ -152,11 +152,11 @@ impl Store {
     ) -> Store {
         let (plan, parts) = (Arc::new(plan), Arc::new(parts));
         let (matrices, outcome, task) = first_matrices(gguf, &plan, options, pool, progress);
-        let rarely = match &task {
-            Some(Task::Verify(file, map)) => Rarely::new(file.clone(), Arc::clone(map)).map(Arc::new),
+        let deferred = match &task {
+            Some(Task::Verify(file, map)) => Deferred::new(file.clone(), Arc::clone(map)).map(Arc::new),
             _ => None,
         };
-        let weights = Arc::new(Weights::new(Arc::clone(&parts), &matrices, rarely));
+        let weights = Arc::new(Weights::new(Arc::clone(&parts), &matrices, deferred));
         let is_plain = matches!(outcome, Outcome::Plain { .. });
         let verdict = if matches!(task, Some(Task::Verify(..))) { Verdict::Pending } else { Verdict::Sound };
         let shared = Arc::new(Shared {
@@ -366,7 +366,7 @@ impl Shared {
             Task::Pack(file) => self.pack(&file, threads),
             Task::Verify(file, map) => {
                 let pool = Pool::new(threads.min(VERIFY_THREADS_MAX));
-                match file.verify_common(&map, &pool, &self.stop_verifying) {
+                match file.verify_all_but_experts(&map, &pool, &self.stop_verifying) {
                     Ok(()) => {
                         drop((map, pool));
                         self.change(|state| (state.verdict, state.working) = (Verdict::Sound, false));
@@ -387,7 +387,9 @@ impl Shared {
     /// Waits until an expert turns out to be damaged, where there are some that are verified late, or the store is dropped.
     fn watch(&self, file: &PackedFile, threads: usize) {
         let quiet = |state: &mut State| {
-            state.lost.is_none() && state.weights.has_rarely() && !self.stop_verifying.load(Ordering::Acquire)
+            state.lost.is_none()
+                && state.weights.has_deferred()
+                && !self.stop_verifying.load(Ordering::Acquire)
         };
         let fault = self.wait_while(quiet).lost.take();
         if let Some(fault) = fault {
@@ -403,7 +405,7 @@ impl Shared {
         let weights = self.assemble(&plain(&self.gguf, &self.plan, self.isa));
         let pending = |state: &mut State| matches!(state.verdict, Verdict::Pending);
         let mut state = self.wait_while(pending);
-        if state.weights.are_rarely(used)
+        if state.weights.shares_deferred(used)
             && let Outcome::Mapped { path } = &state.outcome
         {
             let path = path.clone();

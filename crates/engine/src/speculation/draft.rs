@@ -7,7 +7,9 @@
 use super::Trust;
 use crate::cache::{KvCache, Sequence};
 use crate::engine::EngineConfig;
+use crate::gguf::Gguf;
 use crate::model::{AdaptersKey, Forward, Model, Purpose, SequenceStep};
+use crate::model::{Outline, name_of};
 use crate::request::TokenId;
 use crate::sampler::Sampler;
 use kernels::{Pool, ops};
@@ -26,7 +28,7 @@ const SECONDS_WEIGHT: f64 = 0.1;
 const VOCABULARY_DIFFERENCE_MAX: usize = 256;
 
 /// Why a model cannot guess for another.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DraftError {
     #[error("the draft model {draft} {purpose}; it must generate text")]
     Purpose { draft: String, purpose: Purpose },
@@ -38,22 +40,57 @@ pub enum DraftError {
     Token { id: TokenId, draft: String, of_draft: String, model: String, of_model: String },
 }
 
+/// What a file's header says of a model that guesses or is guessed for.
+struct Facts {
+    name: String,
+    purpose: Purpose,
+    has_states: bool,
+    vocabulary: usize,
+}
+
+impl Facts {
+    fn of(model: &Model) -> Facts {
+        let (purpose, has_states) = (model.purpose(), model.has_states());
+        Facts { name: model.name(), purpose, has_states, vocabulary: model.vocabulary() }
+    }
+
+    fn read((gguf, outline): (&Gguf, &Outline)) -> Facts {
+        let Outline { purpose, state_bytes, vocabulary, .. } = *outline;
+        Facts { name: name_of(gguf), purpose, has_states: state_bytes > 0, vocabulary }
+    }
+
+    /// Whether `draft` may guess for this.
+    fn check(self, draft: Facts) -> Result<(), DraftError> {
+        let Facts { name: of_draft, purpose, has_states, vocabulary: draft_tokens } = draft;
+        let (model, model_tokens) = (self.name, self.vocabulary);
+        if purpose != Purpose::Generates {
+            return Err(DraftError::Purpose { draft: of_draft, purpose });
+        }
+        if has_states {
+            return Err(DraftError::States { draft: of_draft });
+        }
+        if model_tokens.abs_diff(draft_tokens) > VOCABULARY_DIFFERENCE_MAX {
+            return Err(DraftError::Size { draft: of_draft, draft_tokens, model, model_tokens });
+        }
+        Ok(())
+    }
+}
+
+/// What files tell of [`check_draft`] before they are loaded: all but what their tokens are.
+///
+/// # Errors
+/// See [`DraftError`].
+pub fn check_draft_file(model: (&Gguf, &Outline), draft: (&Gguf, &Outline)) -> Result<(), DraftError> {
+    Facts::read(model).check(Facts::read(draft))
+}
+
 /// Whether `draft` can guess for `model`.
 ///
 /// # Errors
 /// See [`DraftError`].
 pub fn check_draft(model: &Model, draft: &Model) -> Result<(), DraftError> {
     let (name, of_draft) = (model.name(), draft.name());
-    if draft.purpose() != Purpose::Generates {
-        return Err(DraftError::Purpose { draft: of_draft, purpose: draft.purpose() });
-    }
-    if draft.has_states() {
-        return Err(DraftError::States { draft: of_draft });
-    }
-    let (tokens, draft_tokens) = (model.vocabulary(), draft.vocabulary());
-    if tokens.abs_diff(draft_tokens) > VOCABULARY_DIFFERENCE_MAX {
-        return Err(DraftError::Size { draft: of_draft, draft_tokens, model: name, model_tokens: tokens });
-    }
+    Facts::of(model).check(Facts::of(draft))?;
     let (Some(tokenizer), Some(of_draft_tokenizer)) = (model.tokenizer(), draft.tokenizer()) else {
         return Ok(());
     };

@@ -5,7 +5,7 @@ use engine::gguf::{GgmlType, Gguf, GgufWriter, Value};
 use engine::model::{AdaptersKey, Forward, Model, SequenceStep, format_of};
 use engine::{
     AdapterError, AdapterScale, Engine, EngineConfig, KvCache, KvFormat, OpenOptions, PAGE, Pool, Refused,
-    Request, Speculation,
+    Request, Speculation, check_adapter,
 };
 use half::{bf16, f16};
 use std::path::Path;
@@ -539,6 +539,10 @@ fn what_is_no_adapter_of_the_model_is_refused_and_leaves_it_as_it_was() {
         let message = error.to_string();
         assert!(said.iter().all(|said| message.contains(said)), "{message} does not say {said:?}");
         assert_eq!(model.adapters().len(), 0);
+        // All but what the model multiplies by is seen before the model is loaded.
+        let early = check_adapter(&draft.gguf(), &base).map_err(|error| error.to_string());
+        let is_late = matches!(error, AdapterError::NoMatrix { .. });
+        assert_eq!(early, if is_late { Ok(()) } else { Err(message) });
     };
     let text = |text| Some(Value::Str(text));
     check(&sound.clone().set("general.type", None), &["general.type", "adapter"]);

@@ -1,9 +1,10 @@
 //! Guesses change how fast tokens come, and not which.
 
 use engine::gguf::Gguf;
+use engine::model::Outline;
 use engine::{
     DraftError, Engine, EngineConfig, Model, OpenOptions, Pool, Request, Sampling, Speculation, TokenId,
-    check_draft,
+    check_draft, check_draft_file,
 };
 use std::collections::HashMap;
 use std::fs;
@@ -201,6 +202,9 @@ fn models_that_cannot_guess_are_refused_by_name() {
     assert_eq!(check_draft(&tiny, &open(Tiny::new(QWEN3).gguf())), Ok(()));
     let check = |model: &Model, draft: &Model, expected: &str| {
         let error: DraftError = check_draft(model, draft).expect_err("refused");
+        let outline = |model: &Model| Outline::read(model.gguf()).expect("a known model");
+        let early = check_draft_file((model.gguf(), &outline(model)), (draft.gguf(), &outline(draft)));
+        assert_eq!(early, Err(error.clone()), "seen before anything is loaded");
         assert!(error.to_string().contains(expected), "{error}");
     };
     check(&demo, &tiny, "has 128 tokens and dunlin-demo has");

@@ -11,6 +11,9 @@ use crate::shared::SharedMut;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
+/// The largest finite half.
+pub(super) const F16_MAX: f32 = 65504.0;
+
 /// Which elements of a head a rotary embedding turns together (Su et al., 2021).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pairing {
@@ -186,7 +189,7 @@ unsafe fn store_floats(
             // The largest finite half beyond that: an infinity in the cache would turn masked positions into NaN.
             KvFormat::F16 => store_as(shape, slot, (k, v), keys, values, |x, out: &mut [[u8; 2]]| {
                 let mut finite = [0.0; CONVERTED];
-                finite.iter_mut().zip(x).for_each(|(out, x)| *out = x.clamp(-65504.0, 65504.0));
+                finite.iter_mut().zip(x).for_each(|(out, x)| *out = x.clamp(-F16_MAX, F16_MAX));
                 let mut halves = [f16::ZERO; CONVERTED];
                 halves[..x.len()].convert_from_f32_slice(&finite[..x.len()]);
                 out.iter_mut().zip(halves).for_each(|(out, x)| *out = x.to_le_bytes());
@@ -282,7 +285,7 @@ pub(super) fn quantize(x: &[f32]) -> ([i8; GROUP], f16) {
     group[..x.len()].copy_from_slice(x);
     // SAFETY: nothing in particular is needed.
     let amax = unsafe { largest::<Plain>(&[group]) };
-    let d = f16::from_f32(amax.min(65504.0 * 127.0) / 127.0);
+    let d = f16::from_f32(amax.min(F16_MAX * 127.0) / 127.0);
     let inverse = if d > f16::ZERO { 1.0 / d.to_f32() } else { 0.0 };
     (rounded(&group, inverse), d)
 }

@@ -1,7 +1,7 @@
 //! Turning keys that are in the cache already, so that they count for another position.
 
 use super::cache::{KvFormat, KvLayer, KvShape};
-use super::store::{Rotary, quantize};
+use super::store::{F16_MAX, Rotary, quantize};
 use super::{HEAD_DIM_MAX, PAGE};
 use crate::Context;
 use crate::format::GROUP;
@@ -50,7 +50,7 @@ fn turn_key(shape: KvShape, kind: Bytes, head: &mut [u8], slot: usize, rotary: &
             rotary,
             &mut key,
             |bytes| f16::from_le_bytes(bytes).to_f32(),
-            |x| f16::from_f32(x.clamp(-65504.0, 65504.0)).to_le_bytes(),
+            |x| f16::from_f32(x.clamp(-F16_MAX, F16_MAX)).to_le_bytes(),
         ),
         KvFormat::BF16 => turn_floats(
             block,

@@ -95,15 +95,17 @@ impl<'a> Adapting<'a> {
     }
 
     /// Adds to rows of the token embedding.
-    pub(super) fn embed(&mut self, context: Context<'_>, tokens: &[u32], out: &mut Rows) {
+    pub(super) fn embed(&mut self, context: Context<'_>, batch: &[SequenceStep<'_>], out: &mut Rows) {
         for i in 0..self.active.len() {
             let Active { id, scales } = &self.active[i];
             let Some(pair) = self.adapters[*id].embedding() else { continue };
-            let rows: Vec<usize> = (0..tokens.len()).filter(|&row| scales[row] != 0.0).collect();
+            let tokens = batch.iter().flat_map(|step| step.tokens).enumerate();
+            let (rows, tokens): (Vec<usize>, Vec<u32>) =
+                tokens.filter(|(row, _)| scales[*row] != 0.0).unzip();
             self.low.reset(rows.len(), pair.b.cols());
-            for (low, &row) in rows.iter().enumerate() {
+            for (low, (&row, token)) in rows.iter().zip(tokens).enumerate() {
                 let low = self.low.row_mut(low);
-                pair.write_row(tokens[row] as usize, low);
+                pair.write_row(token as usize, low);
                 low.iter_mut().for_each(|x| *x *= pair.scale * scales[row]);
             }
             let groups = [Group { affine: (&pair.b).into(), tokens: 0..rows.len() }];
